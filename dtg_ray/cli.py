@@ -1,0 +1,262 @@
+"""The command line: parses, calls a stage, and turns what happened into an exit code.
+
+Heavy imports are inside the verbs, so that `dtg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dtg_ray import __version__
+from dtg_ray.errors import DTGError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dtg_ray.stages.runtime import Options
+    from dtg_ray.study import Study
+
+SOME_FAILED = 3
+STAGE_VERBS = {
+    "connectomes": "voxel-to-ROI and ROI-to-ROI connectomes of all subjects",
+    "contrasts": "read the measured task maps",
+    "train": "train the models on subjects with rest and task",
+    "synthesize": "synthesize task maps for everybody with a connectome",
+    "evaluate": "compare synthetic with measured maps of held-out subjects",
+    "predict": "predict phenotypes, with permutation tests",
+    "run": "all of these stages, in order",
+}
+WITH_MODEL = ("train", "synthesize", "evaluate")
+EPILOG = "exit codes: 0 all done, 1 failed, 2 usage, 3 done but some subjects failed (a table says which and why)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `dtg`; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.verb(options))
+    except DTGError as error:
+        print(f"dtg: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"     {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "dtg: interrupted; what has a receipt is done, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        prog="dtg",
+        description="Resting-state fMRI in, synthetic task-contrast maps and phenotype predictions out.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _add_simulate(verbs)
+    _add_init(verbs)
+    for name, text in STAGE_VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text, epilog=EPILOG)
+        verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+        _add_run_options(verb)
+        if name in WITH_MODEL:
+            verb.add_argument("--model", help="only this model of study.yaml")
+        verb.set_defaults(verb=_stage, stage=name, model=None)
+    status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
+    status.add_argument("study")
+    status.add_argument("--json", action="store_true", help="counts and failures for programs")
+    status.set_defaults(verb=_status)
+    demo = verbs.add_parser("demo", help="simulate a cohort and run everything on it")
+    demo.add_argument("study", nargs="?", default="demo/study", help="where the study goes (default: demo/study)")
+    demo.add_argument("--data", default="demo/data", help="local folder for the simulated images (default: demo/data)")
+    _add_run_options(demo)
+    demo.set_defaults(verb=_demo)
+    return top
+
+
+def _add_run_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--address", help="a running Ray cluster, e.g. auto; default: RAY_ADDRESS, or a Ray of its own")
+    verb.add_argument("--inline", action="store_true", help="without Ray, in this process (not for training networks)")
+    verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
+    verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
+    verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
+
+
+def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public name
+    verb = verbs.add_parser("simulate", help="write a cohort of NIfTI files with known truth")
+    verb.add_argument("out", help="local folder")
+    for name, kind, default, text in (
+        ("subjects", int, 160, "people"),
+        ("resolution", int, 4, "edge of a voxel, mm"),
+        ("volumes", int, 120, "length of the rest run"),
+        ("rois", int, 16, "functional networks"),
+        ("contrasts", int, 7, "task contrasts, up to 47"),
+        ("seed", int, 0, "same seed, same bytes"),
+        ("missing", float, 0.1, "fraction of subjects that lack some contrasts"),
+        ("tr", float, 2.0, "repetition time, s"),
+    ):
+        verb.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
+    verb.set_defaults(verb=_simulate)
+
+
+def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
+    verb = verbs.add_parser("init", help="make a study of BIDS derivatives or of a table of paths")
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bids", help="derivatives folder with *_task-rest_*_bold.nii.gz, local or s3://")
+    source.add_argument("--table", help="CSV, TSV or Parquet with columns subject, rest, contrast:NAME ...")
+    verb.add_argument("--rois", required=True, nargs="+", help="ROI maps: one 4-D image, several 3-D ones, or a folder")
+    verb.add_argument("--config", help="YAML with any settings of study.yaml")
+    verb.add_argument("--resolution", type=float, help="of the MNI152 grid, mm (default: 2)")
+    verb.add_argument("--mask", help="use the grid of this mask image instead of MNI152")
+    verb.add_argument("--tr", type=float, help="repetition time in s, where headers are wrong")
+    verb.add_argument("--rest-task", default="rest", help="BIDS: value of task- of the rest runs")
+    verb.add_argument(
+        "--select", action="append", default=[], metavar="ENTITY=VALUE", help="BIDS: which version to take"
+    )
+    verb.set_defaults(verb=_init)
+
+
+def _options(options: argparse.Namespace) -> Options:
+    from dtg_ray.stages.runtime import Options, check_address
+
+    chosen = Options(
+        options.address, options.inline, options.dry_run, options.retry_failed, options.quiet, options.json
+    )
+    check_address(chosen)
+    return chosen
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from dtg_ray.cohort.simulate import simulate
+
+    names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr")
+    with tqdm(total=options.subjects, desc="simulate", unit="subject") as bar:
+        summary = simulate(
+            options.out,
+            **{name: getattr(options, name) for name in names},
+            progress=lambda done, _total: bar.update(done - bar.n),
+        )
+    state = "was complete already" if summary["complete_before"] else f"{summary['written']} images written"
+    print(f"{options.out}: {summary['subjects']} subjects, {state}")
+    return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from dtg_ray.cohort.layouts import bids, table
+    from dtg_ray.config import merge
+    from dtg_ray.stages import init
+
+    chosen: dict[str, Any] = {}
+    if options.resolution is not None:
+        chosen["grid"] = {"resolution": options.resolution}
+    if options.mask is not None:
+        chosen["grid"] = {"mask": options.mask}
+    if options.tr is not None:
+        chosen["connectomes"] = {"tr": options.tr}
+    if options.bids:
+        found = bids.find(options.bids, rest_task=options.rest_task, select=_pairs(options.select))
+    else:
+        found = table.find(options.table)
+    summary = init.init(options.study, found, options.rois, merge(init.load_settings(options.config), chosen))
+    print("\n".join(init.describe(summary)))
+    _print_plan(summary.study)
+    return 0
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    if wrong := [text for text in texts if text.count("=") != 1]:
+        raise UsageError(f"got --select {wrong[0]}, expected ENTITY=VALUE such as space=MNI152NLin6Asym")
+    return dict(text.split("=") for text in texts)
+
+
+def _print_plan(study: Study) -> None:
+    """What comes next, in subjects, bytes and memory."""
+    from dtg_ray.stages import pipeline
+    from dtg_ray.stages.runtime import Options
+
+    print("plan:")
+    pipeline.run(study, Options(dry_run=True, quiet=True))
+
+
+def _stage(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import pipeline
+    from dtg_ray.study import Study
+
+    study, how = Study(options.study), _options(options)
+    stage = pipeline.run if options.stage == "run" else pipeline.STAGES[options.stage]
+    extra = {"model": options.model} if options.stage in WITH_MODEL else {}
+    rows = stage(study, how, **extra)
+    if options.stage == "run" and not (how.dry_run or how.json):
+        _print_results(study)
+    return _exit_code(rows)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dtg_ray import ledger
+    from dtg_ray.report import tables
+    from dtg_ray.study import Study
+
+    study = Study(options.study)
+    status, failures = study.status(), ledger.failures(study)
+    if options.json:
+        print(json.dumps({"stages": status.to_dict("records"), "failures": failures.to_dict("records")}))
+    else:
+        tables.show(study.uri, status)
+        if len(failures):
+            tables.show("failed", failures)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import demo
+
+    study, rows = demo.run(options.study, options.data, _options(options))
+    if not options.dry_run:
+        _print_results(study)
+    return _exit_code(rows)
+
+
+def _print_results(study: Study) -> None:
+    """The two tables everybody wants, and where everything is."""
+    from dtg_ray.report import tables, text
+    from dtg_ray.stages import evaluate, predict
+
+    print()
+    tables.show(
+        "Reconstruction of held-out subjects' maps (means over contrasts)",
+        tables.reconstruction(evaluate.read_summary(study)),
+    )
+    scores = predict.read_scores(study)
+    if len(scores):
+        print()
+        tables.show("Phenotype prediction", tables.phenotypes(scores))
+    print("\n".join(["", *text.where_things_are(study)]))
+
+
+def _exit_code(rows: pd.DataFrame) -> int:
+    """3 and a table when subjects failed, 0 otherwise."""
+    from dtg_ray.report import tables
+
+    failed = rows[rows["status"] == "failed"]
+    if not len(failed):
+        return 0
+    tables.show(f"{len(failed)} failed", failed[["stage", "subject", "error_type", "message"]])
+    return SOME_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Who takes part and where the files are."""

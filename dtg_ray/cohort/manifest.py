@@ -1,0 +1,119 @@
+"""The manifest: a row per subject with its files, its block and its split, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from dtg_ray.cohort.layouts import Participant
+from dtg_ray.config import CohortConfig
+from dtg_ray.errors import ConfigError
+from dtg_ray.store.files import filesystem, is_remote
+
+SPLITS = ("train", "validation", "test")
+UNSPLIT = "synthesis"
+"""Split of those who never did a task: maps are synthesized for them."""
+
+
+def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config: CohortConfig) -> pd.DataFrame:
+    """The manifest of a cohort.
+
+    Parameters
+    ----------
+    participants : sequence of Participant
+    phenotypes : DataFrame
+        With a column `subject`; `stratify_by` and `group_by` columns are used where they exist.
+    config : CohortConfig
+
+    Returns
+    -------
+    DataFrame
+        subject, block (int), split, group, rest (list of URIs), contrasts (dict of URIs), rest_bytes (of all runs,
+        -1 where a file is not there); sorted by subject.
+
+    Raises
+    ------
+    ConfigError
+        When a subject occurs twice.
+    """
+    people = sorted(participants, key=lambda person: person.subject)
+    subjects = [person.subject for person in people]
+    if len(set(subjects)) < len(subjects):
+        raise ConfigError(f"got {len(subjects) - len(set(subjects))} subjects more than once, expected each once")
+    about = phenotypes.set_index("subject").reindex(subjects)
+    groups = _labels(about, config.group_by, default=subjects)
+    strata = _labels(about, config.stratify_by, default=[""] * len(people))
+    with_maps = np.array([bool(person.contrasts) for person in people])
+    return pd.DataFrame(
+        {
+            "subject": subjects,
+            "block": np.arange(len(people)) // config.block_size,
+            "split": np.where(with_maps, assign_splits(groups, strata, with_maps, config), UNSPLIT),
+            "group": groups,
+            "rest": [person.rest for person in people],
+            "contrasts": [dict(sorted(person.contrasts.items())) for person in people],
+            "rest_bytes": [_total_size(person.rest) for person in people],
+        }
+    )
+
+
+def assign_splits(
+    groups: Sequence[str], strata: Sequence[str], counted: np.ndarray, config: CohortConfig
+) -> np.ndarray:
+    """Give every group to the split that lacks most, stratum by stratum, in an order drawn from the seed.
+
+    Parameters
+    ----------
+    groups : (n,) str
+        Members of one group (a family, a site) always share a split.
+    strata : (n,) str
+        Balanced over the splits.
+    counted : (n,) bool
+        Who counts towards the shares.
+    config : CohortConfig
+
+    Returns
+    -------
+    (n,) str
+        train, validation or test.
+    """
+    shares = np.array([1 - config.validation - config.test, config.validation, config.test])
+    frame = pd.DataFrame({"group": groups, "stratum": strata, "counted": counted.astype(int)})
+    sizes = frame.pivot_table("counted", "group", "stratum", "sum", fill_value=0)  # (groups, strata)
+    order = np.random.default_rng(config.seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes.to_numpy()[order].sum(axis=1), kind="stable")]  # large groups first
+    assigned = np.zeros((len(SPLITS), sizes.shape[1]))
+    choice = {}
+    for row in order:
+        members = sizes.to_numpy()[row]  # (strata,)
+        owed = np.outer(shares, assigned.sum(axis=0) + members) - assigned  # (splits, strata)
+        lacking = owed @ (members / max(members.sum(), 1)) + 1e-3 * (
+            shares * (assigned.sum() + 1) - assigned.sum(axis=1)
+        )
+        split = int(np.argmax(np.where(shares > 0, lacking, -np.inf)))
+        assigned[split] += members
+        choice[sizes.index[row]] = SPLITS[split]
+    return np.array([choice[group] for group in groups])
+
+
+def _labels(about: pd.DataFrame, columns: Sequence[str], default: Sequence[str]) -> list[str]:
+    """One label per person from the columns that exist; people without a value get the default."""
+    present = [column for column in columns if column in about]
+    if not present:
+        return list(default)
+    values = about[present].astype("str").agg("/".join, axis=1)
+    known = about[present].notna().all(axis=1)
+    return [value if ok else fallback for value, ok, fallback in zip(values, known, default, strict=True)]
+
+
+def _total_size(uris: Sequence[str]) -> int:
+    """Bytes of all runs, -1 when one of them is not there."""
+    total = 0
+    for uri in uris:
+        try:
+            total += int(filesystem(uri).size(uri if is_remote(uri) else uri.removeprefix("file://")) or 0)
+        except FileNotFoundError:
+            return -1
+    return total

@@ -1,0 +1,200 @@
+"""study.yaml: one frozen, versioned configuration of a study. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dtg_ray.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GridConfig(_Frozen):
+    """The space all arrays live in: MNI152 at a resolution, or the grid of a mask image."""
+
+    resolution: float = Field(2.0, gt=0, le=20, description="edge of a voxel of the MNI152 grid, mm")
+    mask: str | None = Field(None, description="URI of a mask image whose grid is used instead of MNI152")
+
+
+class CohortConfig(_Frozen):
+    """How the cohort is cut into blocks and splits."""
+
+    block_size: int = Field(16, ge=1, description="subjects per block, the unit of work and of commit")
+    validation: float = Field(0.1, ge=0, lt=1, description="share of the subjects with task maps, for early choices")
+    test: float = Field(0.2, ge=0, lt=1, description="share of the subjects with task maps, held out")
+    seed: int = Field(0, ge=0)
+    stratify_by: tuple[str, ...] = Field(("sex",), description="columns balanced over the splits, where they exist")
+    group_by: tuple[str, ...] = Field(("family",), description="columns whose members stay in one split")
+
+    @model_validator(mode="after")
+    def _leave_some_for_training(self) -> CohortConfig:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"got validation + test = {self.validation + self.test:g}, expected less than 1")
+        return self
+
+
+class ConnectomeConfig(_Frozen):
+    """From a rest run to a voxel-to-ROI connectome."""
+
+    windows: int = Field(1, ge=1, description="consecutive windows per run")
+    tr: float | None = Field(None, gt=0, description="repetition time in s, where the header is wrong")
+    minimum_volumes: int = Field(30, ge=4, description="a run with fewer is failed")
+    minimum_coverage: float = Field(0.5, gt=0, le=1, description="share of the mask the image must cover")
+    interpolation: Literal["linear", "nearest"] = "linear"
+
+
+class TrainConfig(_Frozen):
+    """How a network is trained (DeepTaskGen: Adam, CR-R loss over grey matter)."""
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(10, ge=2, description="subjects per step, over all workers")
+    learning_rate: float = Field(1e-3, gt=0)
+    loss: Literal["crr", "mse", "mae"] = "crr"
+    margin: float = Field(1.0, ge=0, description="CR-R: by how much others' maps have to be further away")
+    alpha: float = Field(0.1, ge=0, description="CR-R: weight of the contrastive part")
+    workers: int = Field(1, ge=1, description="Ray Train workers (DDP)")
+    cpus_per_worker: int = Field(2, ge=1, description="also the number of torch threads")
+    gpu: bool = Field(False, description="one GPU per worker")
+    checkpoint_every: int = Field(5, ge=1, description="epochs between checkpoints")
+    seed: int = Field(0, ge=0)
+
+
+class NetworkConfig(_Frozen):
+    """A network from connectome to maps. The defaults are those of the published model."""
+
+    kind: Literal["network"] = "network"
+    architecture: Literal["attention_unet", "unet", "attention_unet_minimal", "unet_minimal"] = "attention_unet"
+    depth: int = Field(1, ge=1, le=5)
+    width: int = Field(64, ge=1)
+    convs_per_block: int = Field(1, ge=1)
+    activation: Literal["relu", "leaky_relu", "elu"] = "relu"
+    norm: Literal["batch", "instance", "none"] = "batch"
+    train: TrainConfig = TrainConfig()
+
+
+class BaselineConfig(_Frozen):
+    """The mean of the training maps, or the linear model of Tavor et al. (2016)."""
+
+    kind: Literal["group_mean", "linear"]
+
+
+ModelConfig = Annotated[NetworkConfig | BaselineConfig, Field(discriminator="kind")]
+
+
+DEFAULT_MODELS: dict[str, NetworkConfig | BaselineConfig] = {
+    "group_mean": BaselineConfig(kind="group_mean"),
+    "linear": BaselineConfig(kind="linear"),
+    "unet": NetworkConfig(),
+}
+
+
+class SynthesisConfig(_Frozen):
+    """How maps are written."""
+
+    slab: int = Field(65_536, ge=1, description="voxels per chunk")
+    cpus_per_actor: int = Field(1, ge=1, description="also the number of torch threads")
+    gpus_per_actor: float = Field(0, ge=0)
+
+
+class PredictionConfig(_Frozen):
+    """Which phenotypes are predicted from which features, and how it is tested."""
+
+    targets: tuple[str, ...] = Field((), description="columns of phenotypes.parquet; none: all numeric ones")
+    features: tuple[str, ...] = Field(
+        (),
+        description="synthetic:MODEL, measured, connectome; none: the first network's maps and the other two",
+    )
+    subjects: Literal["unseen", "all"] = Field("unseen", description="unseen: neither trained nor validated on")
+    mask: Literal["grey_matter", "brain"] = "grey_matter"
+    folds: int = Field(5, ge=2)
+    alpha: float | Literal["features/samples"] = "features/samples"
+    permutations: int = Field(1000, ge=0)
+    seed: int = Field(42, ge=0)
+
+
+class StudyConfig(_Frozen):
+    """Everything that decides what a study computes."""
+
+    version: Literal[1] = 1
+    rois: tuple[str, ...] = Field(description="URIs of the ROI maps: one 4-D image or several 3-D ones")
+    contrasts: tuple[str, ...] = Field(description="names of the task contrasts, in the order of the arrays")
+    grid: GridConfig = GridConfig()
+    cohort: CohortConfig = CohortConfig()
+    connectomes: ConnectomeConfig = ConnectomeConfig()
+    models: dict[Name, ModelConfig] = Field(default_factory=lambda: dict(DEFAULT_MODELS), min_length=1)
+    synthesis: SynthesisConfig = SynthesisConfig()
+    prediction: PredictionConfig = PredictionConfig()
+
+    @model_validator(mode="after")
+    def _features_exist(self) -> StudyConfig:
+        known = {"measured", "connectome", *(f"synthetic:{name}" for name in self.models)}
+        if unknown := [feature for feature in self.prediction.features if feature not in known]:
+            raise ValueError(f"prediction.features: got {unknown}, expected some of {sorted(known)}")
+        return self
+
+    def feature_sets(self) -> tuple[str, ...]:
+        """The feature sets phenotypes are predicted from, defaults filled in."""
+        if self.prediction.features:
+            return self.prediction.features
+        networks = [name for name, model in self.models.items() if model.kind == "network"]
+        synthetic = (networks or list(self.models))[:1]
+        return (*(f"synthetic:{name}" for name in synthetic), "measured", "connectome")
+
+
+def parse(document: Mapping[str, Any]) -> StudyConfig:
+    """Validate a configuration.
+
+    Raises
+    ------
+    ConfigError
+        Naming every key that is unknown or has a wrong value.
+    """
+    try:
+        return StudyConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc'])) or 'study.yaml'}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("study.yaml does not hold: " + "; ".join(lines)) from error
+
+
+def read_yaml(text: str, origin: str) -> dict[str, Any]:
+    """A mapping from YAML text; `origin` is named in the error."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{origin}: got a {type(document).__name__}, expected a mapping of settings")
+    return document
+
+
+def to_yaml(config: StudyConfig) -> str:
+    """The configuration as it stands in study.yaml, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash of anything JSON can say, and of configurations: equal parts, equal fingerprint, on every machine."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""NIfTI in, arrays out: grids, streams of volumes, sampling, ROI maps, connectomes, contrast maps."""

@@ -1,0 +1,216 @@
+"""What a study owes: the units of every stage, the fingerprint each has today, and which receipts hold.
+
+Nothing here looks at arrays: "done" means a receipt with today's fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dtg_ray.config import fingerprint
+from dtg_ray.errors import MissingFileError
+from dtg_ray.store.receipts import Receipts
+
+if TYPE_CHECKING:
+    from dtg_ray.study import Study
+
+FORMAT = 1
+"""Raised when the meaning of a stage's output changes, so that old results are made again."""
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Account:
+    """One stage: what it owes and what it has.
+
+    Parameters
+    ----------
+    stage : str
+        For example `synthesize/unet`.
+    owed : dict of unit to fingerprint
+        None where the stage before has not got that far.
+    rows : DataFrame
+        The rows of all receipts that hold today.
+    """
+
+    stage: str
+    owed: Mapping[str, str | None]
+    rows: pd.DataFrame
+
+    @property
+    def settled(self) -> set[str]:
+        """Units whose receipt holds."""
+        return set(self.rows["unit"])
+
+    def pending(self, *, retry_failed: bool = False) -> list[str]:
+        """Units to do, in order; with `retry_failed` those with a failed subject too."""
+        again = set(self.rows.loc[self.rows["status"] == "failed", "unit"]) if retry_failed else set()
+        return [unit for unit in self.owed if unit not in self.settled or unit in again]
+
+    def subjects(self, status: str) -> list[str]:
+        """Subjects with a status, in no particular order."""
+        return list(self.rows.loc[self.rows["status"] == status, "subject"])
+
+
+def block_unit(block: int) -> str:
+    """Name of a block's receipt."""
+    return f"block-{block:05d}"
+
+
+def block_number(unit: str) -> int:
+    """The block of a receipt's name."""
+    return int(unit.removeprefix("block-"))
+
+
+def account(study: Study, stage: str) -> Account:
+    """The account of a stage: `connectomes`, `contrasts`, `train/M`, `synthesize/M`, `evaluate/M`, `predict/F`."""
+    verb, _, name = stage.partition("/")
+    owed: dict[str, str | None] = OWED[verb](study, name)
+    rows = Receipts(study.storage, stage).read([unit for unit, today in owed.items() if today])
+    valid = rows["fingerprint"] == rows["unit"].map(owed) if len(rows) else np.zeros(0, dtype=bool)
+    return Account(stage, owed, rows[valid].reset_index(drop=True))
+
+
+def stages(study: Study) -> list[str]:
+    """All stages of a study, in the order in which they run."""
+    models = list(study.config.models)
+    return [
+        "connectomes",
+        "contrasts",
+        *(f"train/{model}" for model in models),
+        *(f"synthesize/{model}" for model in models),
+        *(f"evaluate/{model}" for model in models),
+        *(f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()),
+    ]
+
+
+def feature_folder(feature: str) -> str:
+    """`synthetic:unet` as it is written in paths: `synthetic-unet`."""
+    return feature.replace(":", "-")
+
+
+def status(study: Study) -> pd.DataFrame:
+    """Counts per stage: units, settled units, and subjects done, failed, excluded and pending, which add up to all."""
+    lines = []
+    for stage in stages(study):
+        one = account(study, stage)
+        counts = {key: len(one.subjects(key)) for key in ("done", "failed", "excluded")}
+        by_block = stage.split("/")[0] in {"connectomes", "contrasts", "synthesize"}
+        expected = len(study.cohort) if by_block else len(one.owed)
+        counts["pending"] = expected - sum(counts.values())
+        lines.append({"stage": stage, "units": len(one.owed), "settled": len(one.settled), **counts})
+    return pd.DataFrame(lines)
+
+
+def failures(study: Study) -> pd.DataFrame:
+    """Everybody who failed: stage, subject, error_type, message."""
+    rows = [account(study, stage).rows for stage in stages(study)]
+    table = pd.concat(rows, ignore_index=True)
+    return table.loc[table["status"] == "failed", ["stage", "subject", "error_type", "message"]].reset_index(drop=True)
+
+
+def model_hash(study: Study, model: str) -> str | None:
+    """Hash of a trained model's weights, None before it is trained."""
+    try:
+        description = json.loads(study.storage.read(f"models/{model}/model.json"))
+    except MissingFileError:
+        return None
+    return str(description["sha256"])
+
+
+def _connectomes(study: Study, _: str = "") -> dict[str, str | None]:
+    shared = fingerprint(FORMAT, "connectomes", study.config.connectomes, study.space_fingerprint)
+    return _by_block(study, shared, "rest")
+
+
+def _contrasts(study: Study, _: str = "") -> dict[str, str | None]:
+    shared = fingerprint(
+        FORMAT,
+        "contrasts",
+        list(study.config.contrasts),
+        study.space_fingerprint,
+        study.config.synthesis.slab,
+    )
+    return _by_block(study, shared, "contrasts")
+
+
+def _by_block(study: Study, shared: str, files: str) -> dict[str, str | None]:
+    """Every block with the hash of what its subjects' files are."""
+    owed: dict[str, str | None] = {}
+    for block in study.blocks():
+        rows = study.block(block)
+        inputs = [[subject, _plain(entry)] for subject, entry in zip(rows["subject"], rows[files], strict=True)]
+        owed[block_unit(block)] = fingerprint(shared, inputs)
+    return owed
+
+
+def _plain(entry: Any) -> object:
+    """Paths as JSON can hold them: a list of runs, or a mapping of maps."""
+    return dict(entry) if isinstance(entry, Mapping) else list(entry)
+
+
+def _train(study: Study, model: str) -> dict[str, str | None]:
+    """A model depends on its settings and on who is trained and validated on, not on who turned out unreadable."""
+    taking_part = study.cohort[study.cohort["split"].isin(["train", "validation"])]
+    blocks = {block_unit(int(block)) for block in taking_part["block"]}
+    inputs = [
+        [unit, today]
+        for owed in (_connectomes(study), _contrasts(study))
+        for unit, today in owed.items()
+        if unit in blocks
+    ]
+    members = taking_part[["subject", "split"]].to_numpy().tolist()
+    return {MODEL: fingerprint(FORMAT, "train", study.config.models[model], inputs, members)}
+
+
+def _synthesize(study: Study, model: str) -> dict[str, str | None]:
+    """A block's maps depend on the model and on whose connectomes there are."""
+    weights = model_hash(study, model)
+    connectomes = account(study, "connectomes")
+    done = connectomes.rows[connectomes.rows["status"] == "done"].groupby("unit")["subject"].agg(sorted).to_dict()
+    slab = study.config.synthesis.slab
+    owed: dict[str, str | None] = {}
+    for unit, today in connectomes.owed.items():
+        ready = weights is not None and unit in connectomes.settled
+        owed[unit] = fingerprint(FORMAT, "synthesize", weights, today, done.get(unit, []), slab) if ready else None
+    return owed
+
+
+def _evaluate(study: Study, model: str) -> dict[str, str | None]:
+    return {MODEL: _outcome(study, [f"synthesize/{model}", "contrasts"], "evaluate")}
+
+
+def _predict(study: Study, folder: str) -> dict[str, str | None]:
+    source = folder.removeprefix("synthetic-")
+    needed = {"measured": "contrasts", "connectome": "connectomes"}.get(folder, f"synthesize/{source}")
+    settings = study.config.prediction.model_dump(mode="json", exclude={"features"})
+    table = pd.util.hash_pandas_object(study.phenotypes.astype("str"), index=True).to_numpy().tolist()
+    splits = study.cohort["split"].tolist()
+    return {MODEL: _outcome(study, [needed], "predict", settings, fingerprint(table), splits)}
+
+
+def _outcome(study: Study, needed: list[str], *parts: object) -> str | None:
+    """Hash of all results of some stages; None while one of them is unfinished."""
+    digests: list[object] = []
+    for stage in needed:
+        one = account(study, stage)
+        if one.pending():
+            return None
+        digests.append([stage, dict(one.owed), sorted(one.subjects("done"))])
+    return fingerprint(FORMAT, digests, *parts)
+
+
+OWED: dict[str, Callable[[Study, str], dict[str, str | None]]] = {
+    "connectomes": _connectomes,
+    "contrasts": _contrasts,
+    "train": _train,
+    "synthesize": _synthesize,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}

@@ -1,0 +1,108 @@
+"""Networks and baselines that turn connectomes into contrast maps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dtg_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "attention_unet": {"attention": True, "upsampling": "transposed"},
+    "unet": {"attention": False, "upsampling": "transposed"},
+    "attention_unet_minimal": {"attention": True, "upsampling": "trilinear"},
+    "unet_minimal": {"attention": False, "upsampling": "trilinear"},
+}
+REQUIRED = ("architecture", "n_rois", "n_contrasts")
+DEFAULTS: dict[str, Any] = {
+    "depth": 1,
+    "width": 64,
+    "convs_per_block": 1,
+    "activation": "relu",
+    "norm": "batch",
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": tuple(ARCHITECTURES),
+    "activation": ("relu", "leaky_relu", "elu"),
+    "norm": ("batch", "instance", "none"),
+}
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the config of a network and fill in what it leaves out.
+
+    Parameters
+    ----------
+    config : mapping
+        `architecture` ("attention_unet", "unet", "attention_unet_minimal" or "unet_minimal"), `n_rois`,
+        `n_contrasts`; optional `depth` (1), `width` (64), `convs_per_block` (1), `activation` ("relu",
+        "leaky_relu", "elu") and `norm` ("batch", "instance", "none"): see `dtg_ray.models.unet`.
+
+    Returns
+    -------
+    dict
+        Every key, in a fixed order.
+
+    Raises
+    ------
+    ModelError
+        For unknown or missing keys and values that cannot be; the message names the choices.
+    """
+    keys = (*REQUIRED, *DEFAULTS)
+    unknown = [key for key in config if key not in keys]
+    missing = [key for key in REQUIRED if key not in config]
+    if unknown or missing:
+        raise ModelError(
+            f"got a network config with unknown keys {unknown} and without the keys {missing}, "
+            f"expected {', '.join(keys)}"
+        )
+    complete = {key: config[key] if key in config else DEFAULTS[key] for key in keys}
+    for key, value in complete.items():
+        _check_value(key, value)
+    return complete
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """Make a network with random weights (drawn from torch's global generator).
+
+    Parameters
+    ----------
+    config : mapping
+        See `complete_config`.
+
+    Returns
+    -------
+    torch.nn.Module
+        In training mode; (N, n_rois, X, Y, Z) -> (N, n_contrasts, X, Y, Z).
+
+    Raises
+    ------
+    ModelError
+        For unknown or missing keys and values that cannot be; the message names the choices.
+    """
+    complete = complete_config(config)
+    from dtg_ray.models.unet import ConvBlock, UNet
+
+    block = functools.partial(
+        ConvBlock,
+        convs=complete["convs_per_block"],
+        activation=complete["activation"],
+        norm=complete["norm"],
+    )
+    sizes = {key: complete[key] for key in ("n_rois", "n_contrasts", "depth", "width")}
+    return UNet(**sizes, block=block, **ARCHITECTURES[complete["architecture"]])
+
+
+def _check_value(key: str, value: object) -> None:
+    if key in CHOICES:
+        if value not in CHOICES[key]:
+            raise ModelError(f"got {key} {value!r}, expected one of {', '.join(CHOICES[key])}")
+        return
+    smallest = 0 if key == "depth" else 1
+    # bool is an int to Python, but nobody means a network of depth True
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        raise ModelError(f"got {key} {value!r}, expected a whole number of at least {smallest}")

@@ -1,0 +1,230 @@
+"""Baselines every network has to beat: the group mean, and the linear model of Tavor et al. (2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtg_ray.errors import ModelError
+from dtg_ray.imaging.grid import Grid
+
+Float = NDArray[np.floating]
+
+
+class RunningMean:
+    """Mean over subjects that leaves NaN out, one subject at a time, in float64.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array of one subject.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._total = np.zeros(shape)
+        self._count = np.zeros(shape, dtype=np.int32)
+
+    def add(self, values: Float) -> None:
+        """Take in the array of one subject.
+
+        Raises
+        ------
+        ValueError
+            When its shape is another one.
+        """
+        if values.shape != self._total.shape:
+            raise ValueError(f"got an array of shape {values.shape}, expected {self._total.shape}")
+        valid = ~np.isnan(values)
+        np.add(self._total, values, out=self._total, where=valid)
+        self._count += valid
+
+    def mean(self) -> NDArray[np.float64]:
+        """Mean over the subjects so far; NaN where none had a value."""
+        return np.divide(self._total, self._count, out=np.full(self._total.shape, np.nan), where=self._count > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMean:
+    """Predicts the mean map of the training subjects for everybody.
+
+    Parameters
+    ----------
+    maps : (C, V) float32
+        Mean map of each contrast.
+    contrasts : tuple of str
+        Names of the contrasts.
+    grid : Grid
+    n_rois : int
+        K of the connectomes it is given, which it does not look at.
+    """
+
+    maps: NDArray[np.float32]
+    contrasts: tuple[str, ...]
+    grid: Grid
+    n_rois: int
+    kind: ClassVar[str] = "group_mean"
+
+    def __post_init__(self) -> None:
+        """Check the shape."""
+        expected = (len(self.contrasts), self.grid.n_voxels)
+        if self.maps.shape != expected:
+            raise ModelError(f"got mean maps of shape {self.maps.shape}, expected {expected}")
+
+    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Connectomes (N, K, V) -> maps (N, C, V) float32, the same for everybody.
+
+        Raises
+        ------
+        ValueError
+            When the shape does not fit.
+        """
+        check_connectome(connectome, self.n_rois, self.grid)
+        return np.repeat(self.maps[None].astype(np.float32), len(connectome), axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Within a parcel, maps are linear in connectivity (Tavor et al. 2016, doi 10.1126/science.aad8127).
+
+    Parameters
+    ----------
+    coefficients : (C, P, K + 1) float64
+        Per contrast and parcel the constant, then the weights of the z-scored connectivity: the mean over
+        subjects of `fit_linear_subject`.
+    parcels : (V,) int
+        Parcel of each voxel, 0 .. P - 1; negative: none, predicted as 0.
+    contrasts : tuple of str
+        Names of the contrasts.
+    grid : Grid
+    """
+
+    coefficients: NDArray[np.float64]
+    parcels: NDArray[np.int64]
+    contrasts: tuple[str, ...]
+    grid: Grid
+    kind: ClassVar[str] = "linear"
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        shape, names, voxels = self.coefficients.shape, len(self.contrasts), self.grid.n_voxels
+        if len(shape) != 3 or shape[0] != names or self.parcels.shape != (voxels,):
+            raise ModelError(
+                f"got coefficients of shape {shape} and parcels of shape {self.parcels.shape}, "
+                f"expected ({names}, P, K + 1) and ({voxels},)"
+            )
+        if self.parcels.max() >= shape[1]:
+            raise ModelError(f"got a parcel {self.parcels.max()}, expected parcels below {shape[1]}")
+
+    @property
+    def n_rois(self) -> int:
+        """K of the connectomes it is given."""
+        return self.coefficients.shape[2] - 1
+
+    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Connectomes (N, K, V) -> maps (N, C, V) float32.
+
+        Raises
+        ------
+        ValueError
+            When the shape does not fit.
+        """
+        check_connectome(connectome, self.n_rois, self.grid)
+        maps = np.zeros((len(connectome), len(self.contrasts), self.grid.n_voxels), dtype=np.float32)
+        for parcel, voxels in _members(self.parcels):
+            for subject, rest in enumerate(connectome):
+                maps[subject][:, voxels] = self.coefficients[:, parcel] @ _design(rest[:, voxels])  # (C, n)
+        return maps
+
+
+def fit_linear_subject(connectome: Float, maps: Float, parcels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Fit the linear model to one subject: least squares in every parcel, over its voxels.
+
+    The features are a constant and the connectivity, z-scored over the voxels of the parcel (population
+    standard deviation). A feature that does not vary in the parcel gets the coefficient 0; where there are
+    fewer voxels than features, the solution is the shortest one.
+
+    Parameters
+    ----------
+    connectome : (K, V) float
+        Connectivity of each voxel with each ROI.
+    maps : (C, V) float
+        Contrast maps; NaN: not acquired.
+    parcels : (V,) int
+        Parcel of each voxel, from 0; negative: none.
+
+    Returns
+    -------
+    (C, P, K + 1) float64
+        The constant, then the K weights; P is one more than the highest parcel. NaN where the map is NaN
+        anywhere in the parcel; 0 for a parcel without voxels.
+
+    Raises
+    ------
+    ValueError
+        When the voxels do not agree.
+    """
+    if connectome.ndim != 2 or maps.ndim != 2 or not connectome.shape[1] == maps.shape[1] == parcels.size:
+        raise ValueError(
+            f"got a connectome of shape {connectome.shape}, maps of shape {maps.shape} and parcels of shape "
+            f"{parcels.shape}, expected (K, V), (C, V) and (V,)"
+        )
+    coefficients = np.zeros((len(maps), int(parcels.max()) + 1, len(connectome) + 1))
+    for parcel, voxels in _members(parcels):
+        targets = maps[:, voxels].astype(np.float64)  # (C, n)
+        # one NaN on the right-hand side would spoil the solutions of all contrasts
+        acquired = ~np.isnan(targets).any(axis=1)
+        design = _design(connectome[:, voxels])  # (K + 1, n)
+        coefficients[acquired, parcel] = np.linalg.lstsq(design.T, targets[acquired].T)[0].T
+        coefficients[~acquired, parcel] = np.nan
+    return coefficients
+
+
+def parcels_from_rois(rois: Float) -> NDArray[np.int64]:
+    """Hard parcels from soft ROI maps: per voxel the ROI with the highest value, the first of equals.
+
+    Parameters
+    ----------
+    rois : (K, V) float
+
+    Returns
+    -------
+    (V,) int64
+        0 .. K - 1.
+    """
+    return np.argmax(rois, axis=0).astype(np.int64)
+
+
+def check_connectome(connectome: NDArray[Any], n_rois: int, grid: Grid) -> None:
+    """Check the shape of what a model is given.
+
+    Raises
+    ------
+    ValueError
+        When it is not (N, K, V).
+    """
+    if connectome.ndim != 3 or connectome.shape[1:] != (n_rois, grid.n_voxels):
+        raise ValueError(
+            f"got connectomes of shape {connectome.shape}, expected (N, {n_rois}, {grid.n_voxels}): "
+            "subjects, ROIs, voxels"
+        )
+
+
+def _members(parcels: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Parcels that have voxels, each with its voxels."""
+    for parcel in np.unique(parcels[parcels >= 0]):
+        yield int(parcel), np.flatnonzero(parcels == parcel)
+
+
+def _design(connectome: Float) -> NDArray[np.float64]:
+    """Features of a parcel: (K, n) connectivity -> (K + 1, n), ones, then z-scores (0 where constant)."""
+    features = connectome.astype(np.float64)
+    mean = features.mean(axis=1, keepdims=True)
+    deviation = features.std(axis=1, keepdims=True)
+    # a constant float32 feature keeps a rounding error of its mean, which is no signal
+    flat = deviation <= 1e-7 * np.abs(mean)
+    scores = np.where(flat, 0, features - mean) / np.where(flat, 1, deviation)
+    return np.concatenate([np.ones((1, features.shape[1])), scores])

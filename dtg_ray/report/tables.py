@@ -1,0 +1,51 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+
+def show(title: str, table: pd.DataFrame, console: Console | None = None) -> None:
+    """Print a data frame; numbers with three digits, to the right."""
+    rendered = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for name in table.columns:
+        numeric = pd.api.types.is_numeric_dtype(table[name])
+        rendered.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for _, row in table.iterrows():
+        rendered.add_row(*(cell(row[name], str(name)) for name in table.columns))
+    (console or default_console()).print(rendered)
+
+
+def cell(value: object, column: str = "") -> str:
+    """One value: p-values that end in zeros are shown as bounds, missing ones as a dash."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "-"
+        if value.is_integer() and column not in {"r", "p"}:
+            return f"{value:g}"
+        return f"{value:.4f}" if column == "p" or column.endswith(" p") else f"{value:.3f}"
+    return str(value)
+
+
+def reconstruction(summary: pd.DataFrame) -> pd.DataFrame:
+    """Models by figures, as `dtg run` shows them."""
+    columns = ["model", "subjects", "r", "identification", "diagonality", "dice"]
+    return summary[columns] if len(summary) else pd.DataFrame(columns=columns)
+
+
+def phenotypes(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row per phenotype and feature set: narrow enough for any terminal."""
+    columns: Sequence[str] = ["target", "features", "subjects", "r", "p"]
+    ordered = scores.sort_values("target", kind="stable")
+    return ordered[list(columns)].rename(columns={"target": "phenotype"})
+
+
+def default_console() -> Console:
+    """Standard output; 120 columns when it is not a terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=120, highlight=False)

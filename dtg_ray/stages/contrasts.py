@@ -1,0 +1,93 @@
+"""`dtg contrasts`: the measured task maps of everybody who did the tasks, from the files to Zarr."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dtg_ray import ledger
+from dtg_ray.imaging.contrast import read_contrast
+from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
+from dtg_ray.stages.connectomes import coordinates
+from dtg_ray.stages.plan import Plan
+from dtg_ray.stages.runtime import Options
+from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
+from dtg_ray.store.receipts import Row
+from dtg_ray.study import Study
+
+STAGE = "contrasts"
+NAME = "contrasts.zarr"
+
+
+def run(study: Study, options: Options) -> pd.DataFrame:
+    """Read the maps that are owed; returns the rows of all receipts."""
+    return run_blocks(study, STAGE, ContrastWorker, plan, functools.partial(make_maps, name=NAME), options)
+
+
+def make_maps(study: Study, name: str) -> None:
+    """Make an array of maps (contrast, subject, voxel), chunked by block and slab of voxels."""
+    n_voxels, contrasts = study.grid.n_voxels, study.config.contrasts
+    rows = min(study.config.cohort.block_size, len(study.cohort))
+    spec = ArraySpec(
+        (len(contrasts), len(study.cohort), n_voxels),
+        (1, rows, min(study.config.synthesis.slab, n_voxels)),
+        ("contrast", "subject", "voxel"),
+        attributes={"long_name": "contrast map", "units": "z"},
+    )
+    names = np.array(contrasts, dtype=np.dtypes.StringDType())
+    prepare(study.storage, name, {"maps": spec}, {"contrast": ("contrast", names), **coordinates(study)})
+
+
+def plan(study: Study, pending: list[str]) -> Plan:
+    """Bytes, and the memory of a worker: the maps of a block."""
+    members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
+    one = len(study.config.contrasts) * study.grid.n_voxels
+    n_maps = int(sum(len(maps) for maps in members["contrasts"]))
+    return Plan(
+        stage=STAGE,
+        units=len(study.blocks()),
+        pending=len(pending),
+        subjects=len(members),
+        bytes_in=n_maps * study.grid.n_voxels * 4,
+        bytes_out=one * len(members) * 2,
+        memory=one * study.config.cohort.block_size * 2 * 2 + 300 * 2**20,
+    )
+
+
+class ContrastWorker(BlockWorker):
+    """One block of measured maps."""
+
+    @functools.cached_property
+    def maps(self) -> Any:
+        """The array, open for writing."""
+        import zarr
+
+        return zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)["maps"]
+
+    def work(self, block: int) -> list[Row]:
+        """Write the maps of a block; NaN where a contrast was not acquired or a subject failed."""
+        members = self.study.block(block)
+        values = nan_rows((len(self.study.config.contrasts), len(members), self.study.grid.n_voxels))
+        receipts = []
+        for position, (subject, paths) in enumerate(zip(members["subject"], members["contrasts"], strict=True)):
+            receipt = Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest")
+            if paths:
+                receipt.message = ""
+                with recorded(receipt):
+                    self.read(paths, values[:, position], receipt)
+                if receipt.status == "failed":
+                    values[:, position] = np.nan
+            receipts.append(receipt)
+        write_rows(self.maps, 1, self.study.rows(block), values)
+        return receipts
+
+    def read(self, paths: dict[str, str], values: np.ndarray, receipt: Row) -> None:
+        """Fill the maps (C, V) of one subject; any unreadable map fails the subject."""
+        for number, contrast in enumerate(self.study.config.contrasts):
+            if contrast in paths:
+                describe_input(receipt, paths[contrast])
+                values[number] = read_contrast(paths[contrast], self.study.grid)
+        receipt.qc["contrasts"] = float(len(paths))

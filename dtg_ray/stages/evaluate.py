@@ -1,0 +1,137 @@
+"""`dtg evaluate`: how well a model's maps agree with the measured maps of subjects it has never seen."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import dask
+import numpy as np
+import pandas as pd
+
+from dtg_ray import ledger
+from dtg_ray.errors import StudyError
+from dtg_ray.stages.maps import require_settled, usable
+from dtg_ray.stages.plan import Plan
+from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stages.synthesize import array_name
+from dtg_ray.stats.metrics import pearson
+from dtg_ray.stats.reconstruction import (
+    diagonality_index,
+    dice,
+    dice_auc,
+    identification_accuracy,
+    subject_correlation,
+)
+from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.tables import read_table, write_table
+from dtg_ray.study import Study
+
+
+def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
+    """Evaluate one model or all; returns the rows of their receipts."""
+    rows = [_run_one(study, name, options) for name in ([model] if model else list(study.config.models))]
+    return pd.concat(rows, ignore_index=True)
+
+
+def table_name(model: str) -> str:
+    """Where the figures of a model are: a row per contrast."""
+    return f"evaluation/{model}.parquet"
+
+
+def read_summary(study: Study) -> pd.DataFrame:
+    """Means over contrasts, a row per model that has been evaluated, in the order of study.yaml."""
+    lines = []
+    for model in study.config.models:
+        if study.storage.exists(table_name(model)):
+            table = read_table(study.storage, table_name(model))
+            figures = table.drop(columns=["contrast", "subjects"]).mean()
+            lines.append({"model": model, "subjects": int(table["subjects"].max()), **figures.to_dict()})
+    return pd.DataFrame(lines)
+
+
+def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
+    stage = f"evaluate/{name}"
+    account = ledger.account(study, stage)
+    pending = account.pending()
+    members = usable(study, "test")
+    waiting = require_settled(study, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
+    maps = len(members) * study.grid.n_voxels
+    Plan(
+        stage,
+        1,
+        len(pending),
+        len(members),
+        maps * 4 * len(study.config.contrasts),
+        memory=maps * 24,
+        waiting=waiting,
+    ).show(options)
+    if not pending or options.dry_run:
+        return account.rows
+    if waiting:
+        raise StudyError(f"{stage} waits for {waiting}", hint="run that stage first, or `dtg run`")
+    begin, receipts = time.perf_counter(), Receipts(study.storage, stage)
+    attempt = receipts.withdraw(ledger.MODEL)
+    if len(members) < 2:
+        row = Row(name, "excluded", message=f"got {len(members)} held-out subjects with maps, expected at least 2")
+    else:
+        write_table(study.storage, table_name(name), evaluate(study, name, members))
+        row = Row(name, "done", qc={"subjects": float(len(members))})
+    row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
+    today = str(account.owed[ledger.MODEL])
+    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
+    return ledger.account(study, stage).rows
+
+
+def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
+    """Figures per contrast over grey matter, a contrast at a time in memory.
+
+    Parameters
+    ----------
+    study : Study
+    model : str
+    subjects : list of str
+        Held out, with a connectome and maps.
+
+    Returns
+    -------
+    DataFrame
+        contrast, subjects, r (mean over subjects of the correlation of own maps), diagonality, identification,
+        dice (top 25%), dice_auc.
+    """
+    rows = study.positions(subjects)
+    tasks = [
+        dask.delayed(_evaluate_contrast)(study.uri, model, number, rows)
+        for number in range(len(study.config.contrasts))
+    ]
+    lines = [line for line in dask.compute(*tasks, scheduler="threads", num_workers=2) if line is not None]
+    return pd.DataFrame(lines)
+
+
+def _evaluate_contrast(uri: str, model: str, number: int, rows: np.ndarray) -> dict[str, object] | None:
+    """Figures of one contrast; None where nobody has it measured."""
+    study = Study(uri)
+    actual = _grey_maps(study, "contrasts.zarr", number, rows)
+    predicted = _grey_maps(study, array_name(model), number, rows)
+    measured = ~np.isnan(actual).any(axis=1) & ~np.isnan(predicted).any(axis=1)
+    if measured.sum() < 2:
+        return None
+    actual, predicted = actual[measured], predicted[measured]  # (n, G)
+    matrix = subject_correlation(actual, predicted)  # (n, n)
+    return {
+        "contrast": study.config.contrasts[number],
+        "subjects": int(measured.sum()),
+        "r": float(np.mean(pearson(actual, predicted))),
+        "diagonality": diagonality_index(matrix),
+        "identification": identification_accuracy(matrix),
+        "dice": float(np.mean(dice(predicted, actual))),
+        "dice_auc": float(np.mean(dice_auc(predicted, actual))),
+    }
+
+
+def _grey_maps(study: Study, name: str, number: int, rows: np.ndarray) -> np.ndarray:
+    """Grey-matter maps of some subjects, (n, G) float32."""
+    maps = study.storage.open_zarr(name)["maps"]
+    first, last = int(rows.min()), int(rows.max()) + 1
+    block = np.asarray(maps[number, first:last])
+    return block[rows - first][:, study.grey_matter].astype(np.float32)

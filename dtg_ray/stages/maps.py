@@ -1,0 +1,70 @@
+"""Connectomes and measured maps of single subjects, as training and synthesis read them from a study."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtg_ray import ledger
+from dtg_ray.errors import StudyError
+from dtg_ray.study import Study
+
+
+class SubjectReader:
+    """Reads one subject at a time; opens the arrays in the process that uses it.
+
+    Parameters
+    ----------
+    study : Study
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.position = {subject: row for row, subject in enumerate(study.cohort["subject"])}
+
+    @functools.cached_property
+    def _connectomes(self) -> Any:
+        return self.study.storage.open_zarr("connectomes.zarr")["connectome"]
+
+    @functools.cached_property
+    def _maps(self) -> Any:
+        return self.study.storage.open_zarr("contrasts.zarr")["maps"]
+
+    def connectomes(self, subject: str) -> NDArray[np.float32]:
+        """All windows of a subject, (W, K, V) float32; windows that were not recorded are left out.
+
+        Raises
+        ------
+        StudyError
+            When there is none.
+        """
+        windows = np.asarray(self._connectomes[self.position[subject]], dtype=np.float32)
+        recorded = ~np.isnan(windows[:, 0, 0])
+        if not recorded.any():
+            raise StudyError(f"{subject}: got no connectome, expected one", hint="run `dtg connectomes` first")
+        return windows[recorded]
+
+    def maps(self, subject: str) -> NDArray[np.float32]:
+        """Measured maps of a subject, (C, V) float32; NaN where not acquired."""
+        return np.asarray(self._maps[:, self.position[subject]], dtype=np.float32)
+
+
+def usable(study: Study, split: str) -> list[str]:
+    """Subjects of a split with a connectome and at least one measured map, in the order of the cohort."""
+    with_connectome = set(ledger.account(study, "connectomes").subjects("done"))
+    with_maps = set(ledger.account(study, "contrasts").subjects("done"))
+    members = study.cohort.loc[study.cohort["split"] == split, "subject"]
+    return [subject for subject in members if subject in with_connectome and subject in with_maps]
+
+
+def require_settled(study: Study, stages: Sequence[str], what: str) -> str:
+    """The first of some stages that is unfinished, in words for a plan; empty when all are done."""
+    for stage in stages:
+        account = ledger.account(study, stage)
+        if pending := account.pending():
+            return f"{stage} ({len(pending)} of {len(account.owed)} units open), before {what}"
+    return ""

@@ -1,0 +1,246 @@
+"""How stages run: inline, on a Ray of their own, or on a cluster. The only place that starts or finds Ray."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dtg_ray.errors import StudyError, UsageError
+
+log = logging.getLogger(__name__)
+EMBEDDED_OBJECT_STORE = 256 * 2**20
+"""Only small tables travel through the object store; arrays go from a worker straight to the study."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a stage, never what it computes.
+
+    Parameters
+    ----------
+    address : str, optional
+        Ray address of a running cluster; by default RAY_ADDRESS, and without it a Ray of its own.
+    inline : bool
+        Work in this process, one block after the other, without Ray: for debugging.
+    dry_run : bool
+        Print the plan and stop.
+    retry_failed : bool
+        Do blocks with failed subjects again.
+    quiet : bool
+        No plans and no progress bars.
+    json : bool
+        Plans as JSON, a line each.
+    """
+
+    address: str | None = None
+    inline: bool = False
+    dry_run: bool = False
+    retry_failed: bool = False
+    quiet: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker needs.
+
+    Parameters
+    ----------
+    cpus, gpus : float
+    memory : int
+        Bytes.
+    """
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int = 0
+
+
+@contextlib.contextmanager
+def session(options: Options) -> Iterator[None]:
+    """Ray for the time of the block: the cluster it is in, or one of its own. Nested sessions share one Ray."""
+    if options.inline or _is_running():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        _set_environment()
+        import ray
+
+        address = options.address or os.environ.get("RAY_ADDRESS")
+        shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            ray.init(address=address, **shared)
+        else:
+            ray.init(
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=EMBEDDED_OBJECT_STORE,
+                include_dashboard=False,
+                **shared,
+            )
+        stack.callback(ray.shutdown)
+        yield
+
+
+def _is_running() -> bool:
+    """Whether this process is already connected to a Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _set_environment() -> None:
+    """Set what Ray reads once, when it is imported.
+
+    An embedded Ray is protected by a token that only this user can read, unless one is already set up.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # participants' data: nothing is sent anywhere
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side reports harmless things as errors
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
+        return
+    folder = tempfile.mkdtemp(prefix="dtg_ray_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = Path(folder) / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+
+
+def _silence() -> None:
+    """Keep Ray's libraries, which set their own log levels when imported, out of the progress bars."""
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def map_units(
+    worker: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    units: Sequence[str],
+    resources: Resources,
+    options: Options,
+) -> Iterator[dict[str, Any]]:
+    """Call `worker(*arguments)(unit)` for every unit, on as many actors as there is room for.
+
+    Parameters
+    ----------
+    worker : class
+        Made once per actor; an instance is called with a unit's name and returns a flat dict.
+    arguments : tuple
+        Of its constructor; picklable and small.
+    units : sequence of str
+    resources : Resources
+        Of one actor.
+    options : Options
+
+    Yields
+    ------
+    dict
+        What the worker returned, in the order in which units end.
+
+    Raises
+    ------
+    StudyError
+        When not even one actor fits the machine or cluster.
+    """
+    if options.inline:
+        instance = worker(*arguments)
+        yield from (instance(unit) for unit in units)
+        return
+    import ray.data
+
+    _silence()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    actors = min(_room(resources), len(units))
+    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
+        _Adapter,
+        fn_constructor_args=(worker, arguments),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        memory=resources.memory or None,
+    )
+    yield from dataset.iter_rows()
+
+
+class _Adapter:
+    """The thin layer between Ray Data's batches and a worker that knows nothing of them."""
+
+    def __init__(self, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.worker = worker(*arguments)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        results = [self.worker(str(unit)) for unit in batch["unit"]]
+        return {key: [result[key] for result in results] for key in results[0]}
+
+
+def _room(resources: Resources) -> int:
+    """How many workers fit the cluster; a worker that fits nowhere would wait for ever, so that is an error."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    per_node = [
+        min(
+            int(node.get("CPU", 0) / resources.cpus) if resources.cpus else 10**6,
+            int(node.get("GPU", 0) / resources.gpus) if resources.gpus else 10**6,
+            int(node.get("memory", 0) / resources.memory) if resources.memory else 10**6,
+        )
+        for node in nodes
+    ]
+    if not sum(per_node):
+        have = ", ".join(
+            f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU, {gigabytes(node.get('memory', 0))}"
+            for node in nodes
+        )
+        raise StudyError(
+            f"got nodes of {have}; a worker needs {resources.cpus:g} CPU, {resources.gpus:g} GPU and "
+            f"{gigabytes(resources.memory)} of memory",
+            hint="use larger nodes, smaller blocks (cohort.block_size) or a coarser grid",
+        )
+    return sum(per_node)
+
+
+def progress(iterator: Iterator[dict[str, Any]], total: int, title: str, options: Options) -> Iterator[dict[str, Any]]:
+    """Show subjects done and failed while results come in; results have `subjects` and `failed`."""
+    failed = 0
+    with tqdm(total=total, desc=title, unit="subject", disable=options.quiet, file=sys.stderr, mininterval=0.5) as bar:
+        for result in iterator:
+            failed += int(result["failed"])
+            if failed:
+                bar.set_postfix(failed=failed)
+            bar.update(int(result["subjects"]))
+            yield result
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, bytes."""
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"
+
+
+def check_address(options: Options) -> None:
+    """Refuse options that contradict each other."""
+    if options.inline and options.address:
+        raise UsageError("got --inline and --address, expected one of them")

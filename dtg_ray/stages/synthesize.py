@@ -1,0 +1,141 @@
+"""`dtg synthesize`: contrast maps of everybody with a connectome, whole blocks at a time."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dtg_ray import ledger
+from dtg_ray.errors import ModelError
+from dtg_ray.models.artifact import Model, NetworkModel
+from dtg_ray.stages.blocks import BlockWorker, nan_rows, recorded, run_blocks
+from dtg_ray.stages.contrasts import make_maps
+from dtg_ray.stages.maps import SubjectReader
+from dtg_ray.stages.plan import Plan
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.train import load_model
+from dtg_ray.store.arrays import write_rows
+from dtg_ray.store.receipts import Row
+from dtg_ray.study import Study
+
+
+def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
+    """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts."""
+    rows = []
+    for name in [model] if model else list(study.config.models):
+        if name not in study.config.models:
+            raise ModelError(f"got model {name!r}, expected one of {', '.join(study.config.models)}")
+        make = functools.partial(make_maps, name=array_name(name))
+        rows.append(
+            run_blocks(
+                study,
+                f"synthesize/{name}",
+                SynthesisWorker,
+                functools.partial(plan, name=name),
+                make,
+                options,
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def array_name(model: str) -> str:
+    """Where the maps of a model are."""
+    return f"synthetic/{model}.zarr"
+
+
+def plan(study: Study, pending: list[str], name: str) -> Plan:
+    """Bytes, and the memory of a worker: the maps of a block, one connectome, and the network's activations."""
+    members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
+    n_voxels, config = study.grid.n_voxels, study.config.models[name]
+    maps, windows = len(study.config.contrasts) * n_voxels, max(len(runs) for runs in study.cohort["rest"])
+    width = getattr(config, "width", 0)
+    trained = ledger.model_hash(study, name) is not None
+    return Plan(
+        stage=f"synthesize/{name}",
+        units=len(study.blocks()),
+        pending=len(pending),
+        subjects=len(members),
+        bytes_in=len(members) * windows * study.n_rois * n_voxels * 2,
+        bytes_out=len(members) * maps * 2,
+        memory=maps * (2 * study.config.cohort.block_size + 8)
+        + study.n_rois * n_voxels * 12
+        + 8 * width * study.grid.mask.size * 4
+        + 500 * 2**20,
+        cpus=study.config.synthesis.cpus_per_actor,
+        gpus=study.config.synthesis.gpus_per_actor,
+        waiting="" if trained else f"train/{name}",
+    )
+
+
+class SynthesisWorker(BlockWorker):
+    """One block of synthetic maps."""
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.receipts.stage.split("/")[1]
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model, on this actor's device; with a set number of threads, so that all actors compute alike."""
+        import torch
+
+        torch.set_num_threads(self.study.config.synthesis.cpus_per_actor)
+        model = load_model(self.study, self.name)
+        check_fit(self.study, self.name, model)
+        if isinstance(model, NetworkModel):
+            on_gpu = self.study.config.synthesis.gpus_per_actor > 0
+            model.prepare_for_inference("cuda" if on_gpu else "cpu")
+        return model
+
+    @functools.cached_property
+    def maps(self) -> Any:
+        """The array, open for writing."""
+        import zarr
+
+        return zarr.open_group(self.study.storage.zarr_store(array_name(self.name)), mode="r+", zarr_format=3)["maps"]
+
+    @functools.cached_property
+    def with_connectome(self) -> set[str]:
+        """Everybody whose connectome is done."""
+        return set(ledger.account(self.study, "connectomes").subjects("done"))
+
+    def work(self, block: int) -> list[Row]:
+        """Write the maps of a block; NaN for those without a connectome."""
+        members, reader, model = self.study.block(block), SubjectReader(self.study), self.model
+        values = nan_rows((len(model.contrasts), len(members), self.study.grid.n_voxels))
+        receipts = []
+        for position, subject in enumerate(members["subject"]):
+            receipt = Row(subject, "excluded", message=f"{subject}: no connectome, see stage connectomes")
+            if subject in self.with_connectome:
+                receipt.message = ""
+                windows = reader.connectomes(subject)
+                with recorded(receipt):
+                    values[:, position] = model.predict(windows).mean(axis=0)  # over windows
+                    receipt.qc = {
+                        "windows": float(len(windows)),
+                        "mean_abs": float(np.abs(values[:, position]).mean()),
+                    }
+            receipts.append(receipt)
+        write_rows(self.maps, 1, self.study.rows(block), values)
+        return receipts
+
+
+def check_fit(study: Study, name: str, model: Model) -> None:
+    """Refuse a model made for another grid, ROI set or list of contrasts.
+
+    Raises
+    ------
+    ModelError
+    """
+    got = (model.grid.fingerprint, model.n_rois, model.contrasts)
+    expected = (study.grid.fingerprint, study.n_rois, study.config.contrasts)
+    if got != expected:
+        raise ModelError(
+            f"{name}: got a model for grid, ROIs, contrasts {got}, expected {expected} as in the study",
+            hint=f"train it again: dtg train {study.uri} --model {name}",
+        )

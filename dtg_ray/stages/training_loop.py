@@ -1,0 +1,245 @@
+"""What every Ray Train worker runs: one network, from the first epoch or the last checkpoint to the last epoch.
+
+Given a seed and the same number of workers and threads, an interrupted and resumed training ends in the same bits as an
+undisturbed one: the order of subjects and the choice of windows come from (seed, epoch, subject) alone.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed
+from ray.train.torch import get_device, prepare_model
+from torch import Tensor, nn
+
+from dtg_ray.config import NetworkConfig, TrainConfig
+from dtg_ray.imaging.grid import Grid
+from dtg_ray.models import build, losses
+from dtg_ray.stages.maps import SubjectReader
+from dtg_ray.stats.metrics import pearson
+from dtg_ray.stats.reconstruction import diagonality_index, identification_accuracy, subject_correlation
+from dtg_ray.study import Study
+
+STATE = "state.pt"
+MEMORY_FOR_SUBJECTS = 2 * 2**30
+"""Subjects' data stay in memory up to this many bytes per worker; beyond, they are read again each epoch."""
+
+
+def train(settings: Mapping[str, Any]) -> None:
+    """Train on one worker.
+
+    Parameters
+    ----------
+    settings : mapping
+        `study` (URI), `network` (settings of the network), `train` (`TrainConfig` as a dict), `training` and
+        `validation` (subjects), `reporter` (an actor with a method `put`, or None).
+    """
+    config = TrainConfig.model_validate(settings["train"])
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.cpus_per_worker)
+    study, device = Study(settings["study"]), get_device()
+    data = Subjects(study, device)
+    network = prepare_model(channels_last(build(settings["network"])))
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    state = _restore(network, optimizer, device)
+    for epoch in range(state["epoch"] + 1, config.epochs):
+        loss = _train_epoch(network, optimizer, data, settings["training"], config, epoch)
+        figures = _validate(network, data, settings["validation"]) if settings["validation"] else {}
+        state = _advance(state, network, {"epoch": epoch, "loss": loss, **figures})
+        _report(state, optimizer, config, settings["reporter"])
+
+
+class Subjects:
+    """Connectomes and maps as tensors, and the way between boxes and vectors.
+
+    Parameters
+    ----------
+    study : Study
+    device : torch.device
+    """
+
+    def __init__(self, study: Study, device: torch.device) -> None:
+        self.reader, self.grid, self.device = SubjectReader(study), study.grid, device
+        self.index = torch.from_numpy(self.grid.flat_index).to(device)
+        self.grey_matter = torch.from_numpy(np.flatnonzero(study.grey_matter)).to(device)
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept_bytes = 0
+
+    def load(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
+        """Windows (W, K, V) and maps (C, V) of a subject."""
+        if subject in self._kept:
+            return self._kept[subject]
+        pair = (self.reader.connectomes(subject), self.reader.maps(subject))
+        size = sum(array.nbytes for array in pair)
+        if self._kept_bytes + size <= MEMORY_FOR_SUBJECTS:
+            self._kept[subject] = pair
+            self._kept_bytes += size
+        return pair
+
+    def batch(self, subjects: Sequence[str], window: Callable[[str, int], int]) -> tuple[Tensor, Tensor]:
+        """Boxes (N, K, X, Y, Z) and grey-matter maps (N, C, G) of some subjects; `window` chooses one of each."""
+        pairs = [self.load(subject) for subject in subjects]
+        rest = [windows[window(subject, len(windows))] for subject, (windows, _) in zip(subjects, pairs, strict=True)]
+        vectors = torch.from_numpy(np.stack(rest)).to(self.device)  # (N, K, V)
+        maps = torch.from_numpy(np.stack([maps for _, maps in pairs])).to(self.device)  # (N, C, V)
+        return to_box(vectors, self.grid, self.index), maps[..., self.grey_matter]
+
+    def grey(self, boxes: Tensor) -> Tensor:
+        """Grey-matter voxels of boxes: (N, C, X, Y, Z) -> (N, C, G)."""
+        return boxes.flatten(2)[..., self.index[self.grey_matter]]
+
+
+def to_box(vectors: Tensor, grid: Grid, index: Tensor) -> Tensor:
+    """(N, K, V) -> (N, K, X, Y, Z) in channels-last order, 0 outside the mask."""
+    n_subjects, n_rois, _ = vectors.shape
+    boxes = vectors.new_zeros(n_subjects, grid.mask.size, n_rois)
+    boxes[:, index] = vectors.transpose(1, 2)
+    return boxes.reshape(n_subjects, *grid.shape, n_rois).permute(0, 4, 1, 2, 3)
+
+
+def epoch_batches(
+    subjects: Sequence[str], batch_size: int, seed: int, epoch: int, rank: int, world: int
+) -> Iterator[list[str]]:
+    """The batches of one worker in one epoch.
+
+    All workers shuffle alike, by (seed, epoch), and take their share of each batch. Subjects that do not fill a
+    last batch sit this epoch out; a cohort smaller than a batch is one batch.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(subjects))
+    size = min(batch_size, len(subjects) - len(subjects) % world)
+    for start in range(0, len(order) - size + 1, size):
+        yield [subjects[row] for row in order[start + rank : start + size : world]]
+
+
+def _train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Subjects,
+    subjects: Sequence[str],
+    config: TrainConfig,
+    epoch: int,
+) -> float:
+    """One pass over the training subjects; the mean loss of this worker's batches."""
+    network.train()
+    context = ray.train.get_context()
+    ranks = (context.get_world_rank(), context.get_world_size())
+    number = {subject: row for row, subject in enumerate(subjects)}
+
+    def random_window(subject: str, n_windows: int) -> int:
+        return int(np.random.default_rng([config.seed, epoch, number[subject]]).integers(n_windows))
+
+    total = []
+    for members in epoch_batches(subjects, config.batch_size, config.seed, epoch, *ranks):
+        boxes, target = data.batch(members, random_window)
+        loss = _loss(data.grey(network(boxes)), target, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total.append(float(loss.detach()))
+    return float(np.mean(total))
+
+
+def _loss(prediction: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+    if config.loss == "crr":
+        return losses.crr_loss(prediction, target, margin=config.margin, alpha=config.alpha)
+    return losses.mse(prediction, target) if config.loss == "mse" else losses.mae(prediction, target)
+
+
+def _validate(network: nn.Module, data: Subjects, subjects: Sequence[str]) -> dict[str, float]:
+    """MSE, r, diagonality and identification over grey matter, means over contrasts; subjects' first windows."""
+    network.eval()
+    predicted, actual = [], []
+    with torch.inference_mode():
+        for subject in subjects:
+            boxes, target = data.batch([subject], lambda _subject, _n: 0)
+            predicted.append(data.grey(network(boxes)).float().cpu().numpy()[0])
+            actual.append(target.cpu().numpy()[0])
+    return validation_figures(np.stack(predicted), np.stack(actual))
+
+
+def validation_figures(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
+    """Figures of predicted against actual maps, both (N, C, G), NaN in the actual ones where not acquired."""
+    figures: dict[str, list[float]] = {"r": [], "diagonality": [], "identification": []}
+    for contrast in range(actual.shape[1]):
+        measured = ~np.asarray(np.isnan(actual[:, contrast]).any(axis=1))
+        if not measured.any():
+            continue
+        maps = actual[measured, contrast], predicted[measured, contrast]
+        figures["r"].append(float(np.nanmean(pearson(*maps))))
+        if measured.sum() > 1:
+            matrix = subject_correlation(*maps)
+            figures["diagonality"].append(diagonality_index(matrix))
+            figures["identification"].append(identification_accuracy(matrix))
+    means = {f"validation_{name}": float(np.mean(values)) for name, values in figures.items() if values}
+    return {"validation_loss": float(np.nanmean((predicted - actual) ** 2)), **means}
+
+
+def _advance(state: dict[str, Any], network: nn.Module, line: dict[str, float]) -> dict[str, Any]:
+    """The state after an epoch: its number, the history, and the weights that validated best."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in _bare(network).state_dict().items()}
+    score = line.get("validation_loss", -line["epoch"])  # without validation the last epoch is the best
+    better = score < state["best_score"]
+    return {
+        "epoch": line["epoch"],
+        "history": [*state["history"], line],
+        "network": weights,
+        "best_score": score if better else state["best_score"],
+        "best_epoch": line["epoch"] if better else state["best_epoch"],
+        "best_network": weights if better else state["best_network"],
+    }
+
+
+def _report(state: dict[str, Any], optimizer: torch.optim.Optimizer, config: TrainConfig, reporter: Any) -> None:
+    """Tell Ray Train and the driver; rank 0 hands over a checkpoint every few epochs and after the last."""
+    rank, line = ray.train.get_context().get_world_rank(), state["history"][-1]
+    if rank == 0 and reporter is not None:
+        reporter.put.remote(line)
+    due = (state["epoch"] + 1) % config.checkpoint_every == 0 or state["epoch"] + 1 == config.epochs
+    if not due:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            torch.save({**state, "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(line, checkpoint=checkpoint)
+
+
+def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+    """The state of the last checkpoint, loaded into network and optimizer, or that before the first epoch."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return {"epoch": -1, "history": [], "best_score": np.inf, "best_epoch": -1, "best_network": None}
+    with checkpoint.as_directory() as folder:
+        state = read_state((Path(folder) / STATE).read_bytes(), device)
+    _bare(network).load_state_dict(state["network"])
+    optimizer.load_state_dict(state.pop("optimizer"))
+    return state
+
+
+def read_state(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint's state; nothing is unpickled that is not a tensor or a number."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    return state
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay the weights out for 3-D convolutions, in place: about twice as fast on a CPU."""
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def _bare(network: nn.Module) -> nn.Module:
+    """The network inside its DDP wrapper, if it has one."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def network_settings(config: NetworkConfig, n_rois: int, n_contrasts: int) -> dict[str, Any]:
+    """What `dtg_ray.models.build` wants to know."""
+    return {**config.model_dump(exclude={"kind", "train"}), "n_rois": n_rois, "n_contrasts": n_contrasts}

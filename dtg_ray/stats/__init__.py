@@ -1,0 +1,1 @@
+"""Ridge regression, permutation tests and reconstruction figures on plain arrays; numpy and scipy only."""

@@ -1,0 +1,1 @@
+"""Files, tables, arrays and receipts under one root, local or on S3."""

@@ -1,0 +1,163 @@
+"""Small files under one root URI, local or on S3: whole or absent, never half-written."""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from dtg_ray.errors import MissingFileError, StudyError
+
+# s3fs remembers listings; other writers of the same study would not be seen
+REMOTE_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"use_listings_cache": False}}
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store rather than a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The absolute local path of a URI without a scheme, or with file://."""
+    return Path(uri.removeprefix("file://")).expanduser().absolute()
+
+
+def normalize(uri: str) -> str:
+    """One way of writing each URI: absolute local paths, no slash at the end."""
+    return uri.rstrip("/") if is_remote(uri) else str(local_path(uri))
+
+
+def filesystem(uri: str) -> Any:
+    """The fsspec filesystem of a URI."""
+    protocol = uri.split("://", maxsplit=1)[0] if is_remote(uri) else "file"
+    return fsspec.filesystem(protocol, **REMOTE_OPTIONS.get(protocol, {}))
+
+
+def read(uri: str) -> bytes:
+    """All bytes of one file anywhere.
+
+    Raises
+    ------
+    MissingFileError
+        When it is not there.
+    """
+    try:
+        return bytes(filesystem(uri).cat_file(uri if is_remote(uri) else str(local_path(uri))))
+    except FileNotFoundError as error:
+        raise MissingFileError("got no such file, expected one to read", path=uri) from error
+
+
+@dataclass(frozen=True)
+class Storage:
+    """All files under one root.
+
+    Parameters
+    ----------
+    root : str
+        A local folder or `s3://bucket/prefix`.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        """Write the root in one way."""
+        object.__setattr__(self, "root", normalize(self.root))
+
+    @functools.cached_property
+    def fs(self) -> Any:
+        """The filesystem, made in the process that uses it (s3fs is not fork-safe)."""
+        return filesystem(self.root)
+
+    def __getstate__(self) -> dict[str, str]:
+        """Travel between processes without the open filesystem."""
+        return {"root": self.root}
+
+    def uri(self, name: str) -> str:
+        """Where a file of this root is."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there now."""
+        return bool(self.fs.exists(self.uri(name)))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file; MissingFileError when it is not there."""
+        return read(self.uri(name))
+
+    def read_many(self, names: list[str]) -> dict[str, bytes]:
+        """Several files at once; those that are not there are left out."""
+        if not names:
+            return {}
+        uris = {self.uri(name): name for name in names}
+        found = self.fs.cat(list(uris), on_error="omit")
+        by_path = {str(self.fs._strip_protocol(uri)): name for uri, name in uris.items()}  # noqa: SLF001 - fsspec's own name for it
+        return {by_path[str(self.fs._strip_protocol(path))]: bytes(data) for path, data in found.items()}  # noqa: SLF001
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file in place as a whole: readers see the old one, or none, or all of the new one."""
+        if is_remote(self.root):
+            self.fs.pipe_file(self.uri(name), data)
+            return
+        target = Path(self.uri(name))
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise StudyError(
+                f"{target}: could not be written: {error.strerror or error}",
+                hint="free some space or choose another root; nothing half-written was kept",
+            ) from error
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens when it is not there."""
+        try:
+            self.fs.rm_file(self.uri(name))
+        except FileNotFoundError:
+            return
+
+    def names(self, folder: str) -> list[str]:
+        """Files below a folder, as names relative to the root, sorted; unfinished ones are left out."""
+        base = str(self.fs._strip_protocol(self.root))  # noqa: SLF001 - fsspec's own name for it
+        try:
+            found = self.fs.find(self.uri(folder))
+        except FileNotFoundError:
+            return []
+        return sorted(path[len(base) + 1 :] for path in found if not path.endswith(".partial"))
+
+    def zarr_store(self, name: str, *, read_only: bool = False) -> Store:
+        """A Zarr store below this root."""
+        uri = self.uri(name)
+        if not is_remote(uri):
+            return LocalStore(uri, read_only=read_only)
+        protocol = uri.split("://")[0]
+        options = REMOTE_OPTIONS.get(protocol, {})
+        return FsspecStore.from_url(uri, storage_options=options, read_only=read_only)
+
+    def open_zarr(self, name: str) -> zarr.Group:
+        """Open a Zarr group for reading.
+
+        Raises
+        ------
+        StudyError
+            When it is not there.
+        """
+        try:
+            return zarr.open_group(self.zarr_store(name, read_only=True), mode="r", zarr_format=3)
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"{self.uri(name)}: not there", hint="`dtg status` tells which stage comes next"
+            ) from error

@@ -1,0 +1,142 @@
+"""Receipts: what was done for whom, by which configuration. A block without a valid receipt has not been done.
+
+A receipt is a small Parquet file with a row per subject, `receipts/<stage>/<unit>.parquet`, written last. Only receipts
+say what is done; whether a chunk exists says nothing, since a chunk equal to its fill value is not stored at all.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dtg_ray.store.files import Storage
+
+log = logging.getLogger(__name__)
+
+Status = Literal["done", "failed", "excluded"]
+SCHEMA = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("stage", pa.string()),
+        ("unit", pa.string()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("attempt", pa.int32()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("fingerprint", pa.string()),
+        ("seconds", pa.float64()),
+        ("peak_memory", pa.int64()),
+        ("host", pa.string()),
+        ("finished", pa.timestamp("ms", tz="UTC")),
+        ("qc", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+VARYING = ("attempt", "seconds", "peak_memory", "host", "finished")
+"""Columns that may differ between two runs of the same work."""
+
+
+@dataclass
+class Row:
+    """What happened to one subject (or model, or feature set) in one stage.
+
+    Parameters
+    ----------
+    subject : str
+    status : "done", "failed" or "excluded"
+    error_type, message : str
+        Why not, where not.
+    uri, size, etag
+        The input that was read, its size in bytes and the store's tag of its content.
+    seconds : float
+        Wall time.
+    peak_memory : int
+        Largest resident set of the process so far, bytes.
+    qc : dict of str to float
+        Quality figures, by name.
+    """
+
+    subject: str
+    status: Status
+    error_type: str = ""
+    message: str = ""
+    uri: str = ""
+    size: int = 0
+    etag: str = ""
+    seconds: float = 0.0
+    peak_memory: int = 0
+    qc: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """The receipts of one stage.
+
+    Parameters
+    ----------
+    storage : Storage
+        The study's.
+    stage : str
+        For example `connectomes` or `synthesize/unet`.
+    """
+
+    storage: Storage
+    stage: str
+
+    def name(self, unit: str) -> str:
+        """Where the receipt of a unit is, relative to the root."""
+        return f"receipts/{self.stage}/{unit}.parquet"
+
+    def write(self, unit: str, rows: Iterable[Row], *, fingerprint: str, attempt: int, host: str) -> None:
+        """Commit a unit: from here on its work counts as done."""
+        finished = pd.Timestamp.now(tz="UTC").floor("ms")
+        shared = {
+            "stage": self.stage,
+            "unit": unit,
+            "fingerprint": fingerprint,
+            "attempt": attempt,
+            "host": host,
+            "finished": finished.to_pydatetime(),
+        }
+        records = [{**asdict(row), "qc": sorted(row.qc.items()), **shared} for row in rows]
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), buffer)
+        self.storage.write(self.name(unit), buffer.getvalue())
+
+    def withdraw(self, unit: str) -> int:
+        """Delete the receipt of a unit that is about to be done again; returns the number of this attempt."""
+        table = self.read([unit])
+        if len(table):
+            self.storage.delete(self.name(unit))
+        return 1 + (int(table["attempt"].max()) if len(table) else 0)
+
+    def read(self, units: Iterable[str]) -> pd.DataFrame:
+        """The rows of several units; units without a readable receipt have none."""
+        found = self.storage.read_many([self.name(unit) for unit in units])
+        tables = [table for name, data in sorted(found.items()) if (table := _parse(name, data)) is not None]
+        table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        return table.to_pandas(maps_as_pydicts="strict")
+
+    def units(self) -> list[str]:
+        """Names of all units that have a receipt, valid or not, sorted."""
+        folder = f"receipts/{self.stage}/"
+        names = (name.removeprefix(folder) for name in self.storage.names(folder))
+        return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and "/" not in name]
+
+
+def _parse(name: str, data: bytes) -> pa.Table | None:
+    """A receipt, or None when it cannot be read: the unit is then simply done again."""
+    try:
+        return pq.read_table(io.BytesIO(data)).cast(SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        log.warning("%s: not a receipt (%s); its unit will be done again", name, error)
+        return None

@@ -1,0 +1,220 @@
+"""A study: everything under one root URI."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dtg_ray.config import StudyConfig, fingerprint, parse, read_yaml
+from dtg_ray.errors import MissingFileError, StudyError, UsageError
+from dtg_ray.imaging.grid import Grid
+from dtg_ray.store.files import Storage, is_remote
+from dtg_ray.store.tables import read_table
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from nibabel.nifti1 import Nifti1Image
+
+CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
+COHORT_SCHEMA = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("block", pa.int32()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("rest", pa.list_(pa.string())),
+        ("contrasts", pa.map_(pa.string(), pa.string())),
+        ("rest_bytes", pa.int64()),
+    ]
+)
+
+
+class Study:
+    """A study on disk or in a bucket.
+
+    Parameters
+    ----------
+    uri : str
+        Its root: a local folder or `s3://bucket/prefix`.
+
+    Raises
+    ------
+    StudyError
+        By the properties, when the study has not been initialised.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.storage = Storage(uri)
+
+    def __repr__(self) -> str:
+        """Where it is."""
+        return f"Study({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        """Root of the study."""
+        return self.storage.root
+
+    @functools.cached_property
+    def config(self) -> StudyConfig:
+        """study.yaml, validated."""
+        return parse(read_yaml(self._read(CONFIG).decode(), self.storage.uri(CONFIG)))
+
+    @functools.cached_property
+    def cohort(self) -> pd.DataFrame:
+        """The manifest, a row per subject in array order: block, split, group, rest, contrasts, rest_bytes."""
+        table = pq.read_table(io.BytesIO(self._read(COHORT)))
+        return table.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
+
+    @functools.cached_property
+    def phenotypes(self) -> pd.DataFrame:
+        """What is known about the people, in the order of the cohort, indexed by subject."""
+        table = read_table(self.storage, PHENOTYPES).set_index("subject")
+        return table.reindex(self.cohort.index)
+
+    @functools.cached_property
+    def _rois_group(self) -> Any:
+        return self.storage.open_zarr(ROIS)
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """The space of all arrays."""
+        group = self._rois_group
+        return Grid(np.asarray(group.attrs["affine"]), np.asarray(group["mask"][:], dtype=bool))
+
+    @functools.cached_property
+    def rois(self) -> NDArray[np.float32]:
+        """ROI maps on the grid, (K, V)."""
+        return np.asarray(self._rois_group["rois"][:])
+
+    @functools.cached_property
+    def grey_matter(self) -> NDArray[np.bool_]:
+        """Which voxels are grey matter, (V,)."""
+        return np.asarray(self._rois_group["grey_matter"][:], dtype=bool)
+
+    @property
+    def n_rois(self) -> int:
+        """Number of ROIs."""
+        return int(self._rois_group["rois"].shape[0])
+
+    @property
+    def space_fingerprint(self) -> str:
+        """Hash of grid and ROI maps."""
+        return str(self._rois_group.attrs["fingerprint"])
+
+    def blocks(self) -> list[int]:
+        """Numbers of all blocks, in order."""
+        return sorted(int(block) for block in self.cohort["block"].unique())
+
+    def block(self, number: int) -> pd.DataFrame:
+        """The rows of one block."""
+        return self.cohort[self.cohort["block"] == number]
+
+    def positions(self, subjects: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of some subjects in the arrays."""
+        row = {subject: position for position, subject in enumerate(self.cohort["subject"])}
+        return np.array([row[subject] for subject in subjects], dtype=np.int64)
+
+    def rows(self, block: int) -> slice:
+        """Which rows of the arrays belong to a block."""
+        positions = np.flatnonzero(self.cohort["block"].to_numpy() == block)
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+
+    def synthetic(self, model: str) -> xr.DataArray:
+        """Synthesized maps of a model as a lazy xarray: (contrast, subject, voxel) float16; NaN where not done."""
+        return self._open_xarray(f"synthetic/{model}.zarr", "maps")
+
+    def measured(self) -> xr.DataArray:
+        """Measured maps as a lazy xarray: (contrast, subject, voxel) float16; NaN where not acquired."""
+        return self._open_xarray("contrasts.zarr", "maps")
+
+    def map(self, subject: str, contrast: str, model: str | None = None) -> Nifti1Image:
+        """One map as an image.
+
+        Parameters
+        ----------
+        subject, contrast : str
+            As in the cohort and in study.yaml.
+        model : str, optional
+            Whose synthetic map; `"measured"` for the measured one; by default the first network's.
+
+        Raises
+        ------
+        UsageError
+            When there is no such subject or contrast.
+        StudyError
+            When the map has not been made, or was not acquired.
+        """
+        for value, known, what in (
+            (subject, list(self.cohort.index), "subject"),
+            (contrast, list(self.config.contrasts), "contrast"),
+        ):
+            if value not in known:
+                raise UsageError(f"got {what} {value!r}, expected one of {', '.join(known[:8])} ...")
+        name = model or self.default_model
+        maps = self.measured() if name == "measured" else self.synthetic(name)
+        vector = maps.sel(contrast=contrast, subject=subject).to_numpy()
+        if np.isnan(vector).all():
+            raise StudyError(f"{subject}: {contrast} of {name} has not been made", hint="`dtg status` says why")
+        return self.grid.image(vector)
+
+    @property
+    def default_model(self) -> str:
+        """The first network, or the first model where there is no network."""
+        models = self.config.models
+        return next((name for name, model in models.items() if model.kind == "network"), next(iter(models)))
+
+    def status(self) -> pd.DataFrame:
+        """Counts per stage, from the receipts alone: a row per stage, see `dtg_ray.ledger.status`."""
+        from dtg_ray.ledger import status
+
+        return status(self)
+
+    def _open_xarray(self, name: str, array: str) -> xr.DataArray:
+        import xarray as xr
+
+        if not self.storage.exists(f"{name}/zarr.json"):
+            raise StudyError(f"{self.storage.uri(name)}: not there", hint="`dtg status` tells which stage comes next")
+        options: dict[str, Any] = {"storage_options": {"use_listings_cache": False}} if is_remote(self.uri) else {}
+        dataset = xr.open_zarr(
+            self.storage.uri(name),
+            consolidated=False,
+            zarr_format=3,
+            chunks=None,
+            mask_and_scale=False,
+            **options,
+        )
+        return dataset[array]
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.storage.read(name)
+        except MissingFileError as error:
+            raise StudyError(
+                f"{self.uri}: got no {name}, expected a study",
+                hint="make one with `dtg init`, or check the URI",
+            ) from error
+
+
+def cohort_bytes(cohort: pd.DataFrame) -> bytes:
+    """The manifest as a Parquet file, the same bytes for the same table."""
+    maps = pd.Series([list(entry.items()) for entry in cohort["contrasts"]], index=cohort.index)
+    table = pa.Table.from_pandas(cohort.assign(contrasts=maps), schema=COHORT_SCHEMA, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def space_hash(grid: Grid, rois: NDArray[np.float32]) -> str:
+    """Hash of grid and ROI maps."""
+    import hashlib
+
+    return fingerprint(grid.fingerprint, hashlib.sha256(np.ascontiguousarray(rois).tobytes()).hexdigest())

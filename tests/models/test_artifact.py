@@ -1,0 +1,236 @@
+"""The common interface: what a network sees and returns, and the way to files and back."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from dtg_ray.errors import ModelError
+from dtg_ray.imaging.grid import Grid
+from dtg_ray.models import build
+from dtg_ray.models.artifact import NetworkModel, dump, load
+from dtg_ray.models.baselines import GroupMean, Linear
+
+CONTRASTS = ("faces-shapes", "2back")
+CONFIG = {"architecture": "attention_unet", "n_rois": 3, "n_contrasts": 2, "width": 4}
+
+
+@pytest.fixture(scope="module")
+def grid():
+    mask = np.random.default_rng(0).random((7, 9, 6)) < 0.7
+    return Grid(np.diag([-2.0, 2, 2, 1]), mask)
+
+
+@pytest.fixture(scope="module")
+def connectomes(grid):
+    return np.random.default_rng(1).standard_normal((3, 3, grid.n_voxels)).astype(np.float32)
+
+
+def network(config=CONFIG):
+    """A network whose batch norms are not the identity."""
+    torch.manual_seed(0)
+    made = build(config)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            for values in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                values.uniform_(0.5, 1.5)
+    return made
+
+
+def unet(grid):
+    return NetworkModel(network(), CONFIG, CONTRASTS, grid)
+
+
+def masked_unet(grid):
+    mask = np.random.default_rng(2).random(grid.n_voxels) < 0.5
+    return NetworkModel(network(), CONFIG, CONTRASTS, grid, mask)
+
+
+def minimal_unet(grid):
+    config = CONFIG | {"architecture": "unet_minimal", "norm": "instance", "activation": "elu"}
+    return NetworkModel(network(config), config, CONTRASTS, grid)
+
+
+def group_mean(grid):
+    maps = np.random.default_rng(3).standard_normal((2, grid.n_voxels)).astype(np.float32)
+    return GroupMean(maps, CONTRASTS, grid, n_rois=3)
+
+
+def linear(grid):
+    rng = np.random.default_rng(4)
+    # transposed: arrays that are not in C order have to survive safetensors, which writes memory as it lies
+    coefficients = rng.standard_normal((4, 5, 2)).transpose(2, 1, 0)
+    return Linear(coefficients, rng.integers(-1, 5, grid.n_voxels), CONTRASTS, grid)
+
+
+@pytest.mark.parametrize("make", [unet, masked_unet, minimal_unet, group_mean, linear])
+class TestRoundTrip:
+    def test_predictions_are_the_same_bits(self, grid, connectomes, make):
+        model = make(grid)
+        tensors, description = dump(model)
+        loaded = load(tensors, json.loads(json.dumps(description)))
+        np.testing.assert_array_equal(loaded.predict(connectomes), model.predict(connectomes))
+        assert type(loaded) is type(model)
+        assert (loaded.kind, loaded.contrasts, loaded.n_rois) == (model.kind, CONTRASTS, 3)
+        assert loaded.grid.fingerprint == grid.fingerprint
+        np.testing.assert_array_equal(loaded.grid.affine, grid.affine)
+
+    def test_the_same_model_gives_the_same_bytes(self, grid, make):
+        first, again = dump(make(grid)), dump(make(grid))
+        assert first == again
+        assert dump(load(*first)) == first
+
+    def test_the_description_names_everything(self, grid, make):
+        tensors, description = dump(make(grid))
+        assert set(description) == {
+            "format_version",
+            "kind",
+            "config",
+            "contrasts",
+            "n_rois",
+            "grid",
+            "sha256",
+        }
+        assert description["contrasts"] == list(CONTRASTS)
+        assert description["grid"] == {"shape": [7, 9, 6], "fingerprint": grid.fingerprint}
+        assert description["sha256"] == hashlib.sha256(tensors).hexdigest()
+
+    def test_maps_are_float32_per_subject_contrast_and_voxel(self, grid, connectomes, make):
+        maps = make(grid).predict(connectomes)
+        assert maps.shape == (3, 2, grid.n_voxels)
+        assert maps.dtype == np.float32
+        assert maps.flags.c_contiguous
+
+    @pytest.mark.parametrize("cut", [np.s_[0], np.s_[:, :2], np.s_[..., 1:]])
+    def test_an_input_that_does_not_fit(self, grid, connectomes, make, cut):
+        with pytest.raises(ValueError, match=rf"got connectomes of .*expected \(N, 3, {grid.n_voxels}\)"):
+            make(grid).predict(connectomes[cut])
+
+    def test_nobody_gets_nothing(self, grid, connectomes, make):
+        assert make(grid).predict(connectomes[:0]).shape == (0, 2, grid.n_voxels)
+
+
+class TestNetworkModel:
+    def test_the_network_sees_the_box_and_its_maps_are_masked(self, grid, connectomes):
+        made = network()
+        maps = NetworkModel(made, CONFIG, CONTRASTS, grid).predict(connectomes)
+        with torch.inference_mode():
+            boxes = made.eval()(torch.from_numpy(grid.volume(connectomes))).numpy()
+        np.testing.assert_allclose(maps, grid.vectorize(boxes), atol=1e-6)
+
+    def test_voxels_outside_the_input_mask_do_not_count(self, grid, connectomes):
+        mask = np.arange(grid.n_voxels) % 3 > 0
+        model = NetworkModel(network(), CONFIG, CONTRASTS, grid, mask)
+        changed = connectomes + 100 * ~mask
+        np.testing.assert_array_equal(model.predict(changed), model.predict(connectomes))
+        unmasked = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+        np.testing.assert_array_equal(unmasked.predict(connectomes * mask), model.predict(connectomes))
+        assert not np.array_equal(unmasked.predict(connectomes), model.predict(connectomes))
+
+    def test_a_map_does_not_depend_on_the_batch(self, grid, connectomes):
+        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+        np.testing.assert_array_equal(model.predict(connectomes)[2], model.predict(connectomes[2:])[0])
+
+    def test_half_precision_connectomes_and_read_only_arrays_are_fine(self, grid, connectomes):
+        half = connectomes.astype(np.float16)
+        half.flags.writeable = False
+        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+        np.testing.assert_array_equal(model.predict(half), model.predict(half.astype(np.float32)))
+
+    def test_further_training_does_not_reach_it(self, grid, connectomes):
+        made = network()
+        model = NetworkModel(made, CONFIG, CONTRASTS, grid)
+        before = model.predict(connectomes)
+        assert made.training
+        with torch.no_grad():
+            made.out_block[1].bias += 1
+        np.testing.assert_array_equal(model.predict(connectomes), before)
+
+    @pytest.mark.parametrize("convs", [1, 2])
+    def test_folding_changes_rounding_only(self, grid, connectomes, convs):
+        config = CONFIG | {"convs_per_block": convs}
+        model = NetworkModel(network(config), config, CONTRASTS, grid)
+        expected, files = model.predict(connectomes), dump(model)
+        model.prepare_for_inference()
+        np.testing.assert_allclose(model.predict(connectomes), expected, atol=1e-5)
+        assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in model._inference.modules())
+        assert dump(model) == files
+
+    def test_bfloat16_is_close_and_really_bfloat16(self, grid, connectomes):
+        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+        expected = model.predict(connectomes)
+        model.prepare_for_inference(dtype="bfloat16")
+        maps = model.predict(connectomes)
+        assert maps.dtype == np.float32
+        assert np.corrcoef(maps.ravel(), expected.ravel())[0, 1] > 0.999
+        assert np.abs(maps - expected).max() > 1e-4
+
+    def test_contrasts_and_mask_have_to_fit(self, grid):
+        with pytest.raises(ModelError, match="got 1 contrasts, expected 2"):
+            NetworkModel(network(), CONFIG, ("faces",), grid)
+        with pytest.raises(ModelError, match=rf"got an input mask of shape \(4,\), expected \({grid.n_voxels},\)"):
+            NetworkModel(network(), CONFIG, CONTRASTS, grid, np.ones(4, dtype=bool))
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.1)])
+    def test_on_the_gpu(self, grid, connectomes, dtype, tolerance):
+        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+        expected = model.predict(connectomes)
+        model.prepare_for_inference("cuda", dtype)
+        np.testing.assert_allclose(model.predict(connectomes), expected, atol=tolerance)
+
+
+class TestRefused:
+    @pytest.fixture
+    def files(self, grid):
+        return dump(unet(grid))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format_version": 2}, "got a model of format version 2, expected 1"),
+            ({"format_version": None}, "got a model of format version None, expected 1"),
+            ({"kind": "oracle"}, "got a model of kind 'oracle', expected one of network, group_mean, linear"),
+            ({"sha256": "0" * 64}, "got tensors with sha256 [0-9a-f]{64}, expected 0{64}"),
+            ({"grid": {"shape": [7, 9, 6], "fingerprint": "another"}}, "expected another"),
+            ({"config": CONFIG | {"width": 8}}, "weights that do not fit the network"),
+            ({"config": CONFIG | {"wings": 2}}, "unknown keys"),
+            ({"contrasts": ["faces"]}, "got 1 contrasts, expected 2"),
+        ],
+    )
+    def test_description(self, files, change, message):
+        tensors, description = files
+        with pytest.raises(ModelError, match=message):
+            load(tensors, description | change)
+
+    def test_one_flipped_bit(self, files):
+        tensors, description = files
+        damaged = bytearray(tensors)
+        damaged[-1] ^= 1
+        with pytest.raises(ModelError, match="got tensors with sha256"):
+            load(bytes(damaged), description)
+
+    def test_a_key_that_is_missing_is_named(self, files):
+        tensors, description = files
+        del description["contrasts"]
+        with pytest.raises(ModelError, match="without contrasts"):
+            load(tensors, description)
+
+    def test_tensors_that_are_missing_are_named(self, files):
+        tensors, description = files
+        arrays = safetensors.numpy.load(tensors)
+        del arrays["grid.affine"]
+        tensors = safetensors.numpy.save(arrays)
+        with pytest.raises(ModelError, match=r"without the tensor 'grid\.affine'"):
+            load(tensors, description | {"sha256": hashlib.sha256(tensors).hexdigest()})
+
+    def test_something_that_is_no_model_cannot_be_dumped(self):
+        class Oracle:
+            pass
+
+        with pytest.raises(ModelError, match="got a Oracle, expected a NetworkModel, GroupMean or Linear"):
+            dump(Oracle())
