@@ -139,18 +139,11 @@ def _options(options: argparse.Namespace) -> Options:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from dtg_ray.cohort.simulate import simulate
+    from dtg_ray.stages import simulate
 
     names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr")
-    with tqdm(total=options.subjects, desc="simulate", unit="subject") as bar:
-        summary = simulate(
-            options.out,
-            **{name: getattr(options, name) for name in names},
-            progress=lambda done, _total: bar.update(done - bar.n),
-        )
-    state = "was complete already" if summary["complete_before"] else f"{summary['written']} images written"
+    summary = simulate.run(options.out, **{name: getattr(options, name) for name in names})
+    state = "was complete already" if summary["complete_before"] else f"{summary['written']} files written"
     print(f"{options.out}: {summary['subjects']} subjects, {state}")
     return 0
 

@@ -23,7 +23,8 @@ MAGIC_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 MAXIMUM_BYTES = 64 * 2**30
 """A header that promises more than this, unpacked, is not believed."""
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
-READ_ERRORS: tuple[type[BaseException], ...] = (EOFError, OSError, isal_zlib.error)
+ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub calls the class an instance
+READ_ERRORS = (EOFError, OSError, ISAL_ERROR)
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _design(connectome: Float) -> NDArray[np.float64]:
     features = connectome.astype(np.float64)
     mean = features.mean(axis=1, keepdims=True)
     deviation = features.std(axis=1, keepdims=True)
-    # a constant float32 feature keeps a rounding error of its mean, which is no signal
+    # differences in the last bit of float32 are no signal
     flat = deviation <= 1e-7 * np.abs(mean)
     scores = np.where(flat, 0, features - mean) / np.where(flat, 1, deviation)
     return np.concatenate([np.ones((1, features.shape[1])), scores])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pandas as pd
 
 from dtg_ray.cohort.layouts import bids
-from dtg_ray.cohort.simulate import simulate
-from dtg_ray.stages import init, pipeline
+from dtg_ray.stages import init, pipeline, simulate
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.files import local_path, normalize
 from dtg_ray.study import Study
@@ -54,11 +52,8 @@ def run(root: str, data: str, options: Options) -> tuple[Study, pd.DataFrame]:
     DataFrame
         Rows of all receipts.
     """
-    from tqdm import tqdm
-
     folder = local_path(data)
-    with tqdm(total=COHORT["subjects"], desc="simulate", unit="subject", disable=options.quiet, file=sys.stderr) as bar:
-        simulate(folder, **COHORT, progress=lambda done, _total: bar.update(done - bar.n))
+    simulate.run(str(folder), quiet=options.quiet, **COHORT)
     atlas = next(str(path) for path in sorted(folder.glob("tpl-*_probseg.nii.gz")))
     summary = init.init(normalize(root), bids.find(str(folder)), [atlas], SETTINGS)
     return summary.study, pipeline.run(summary.study, options)

@@ -178,9 +178,10 @@ def describe(summary: Summary) -> list[str]:
     missing = int((cohort["rest_bytes"] < 0).sum())
     counts = ", ".join(f"{name} {maps.get(name, 0)}" for name in study.config.contrasts[:12])
     more = f" and {len(study.config.contrasts) - 12} more" if len(study.config.contrasts) > 12 else ""
+    blocks = f"{cohort['block'].nunique()} blocks of {study.config.cohort.block_size}"
     lines = [
         f"{study.uri}: {'made' if summary.created else 'the same study is there already; nothing was changed'}",
-        f"  {len(cohort)} subjects ({shares}) in {cohort['block'].nunique()} blocks of {study.config.cohort.block_size}",
+        f"  {len(cohort)} subjects ({shares}) in {blocks}",
         f"  {sum(map(len, cohort['rest']))} rest runs; maps: {counts}{more}",
         f"  grid {'x'.join(map(str, study.grid.shape))}, {study.grid.n_voxels} voxels, {study.n_rois} ROIs",
         f"  phenotypes: {', '.join(study.phenotypes.columns) or 'none'}",

@@ -73,10 +73,12 @@ class TestFitLinearSubject:
         rest, maps = subject()
         assert np.isnan(fit_linear_subject(rest, np.full_like(maps, np.nan), parcels)).all()
 
-    def test_a_constant_feature_gets_the_coefficient_0(self, parcels):
+    @pytest.mark.parametrize("noise", [0, 6e-8])  # none, and the last bit of float32
+    def test_a_constant_feature_gets_the_coefficient_0(self, parcels, noise):
         rest, maps = subject()
         without = fit_linear_subject(rest[[0, 2]], maps, parcels)
-        rest[1] = np.float32(0.1)  # not a number float64 sums without rounding
+        rest[1] = 1 - noise * (np.arange(120) % 2)
+        assert (rest[1].std() > 0) == (noise > 0)
         coefficients = fit_linear_subject(rest, maps, parcels)
         np.testing.assert_allclose(coefficients[:, :, 2], 0, atol=1e-15)
         np.testing.assert_allclose(coefficients[:, :, [0, 1, 3]], without, atol=1e-12)
