@@ -210,7 +210,8 @@ def _status(options: argparse.Namespace) -> int:
     else:
         tables.show(study.uri, status)
         if len(failures):
-            tables.show("failed", failures)
+            print()
+            tables.show_failures(failures)
     return 0
 
 
@@ -247,7 +248,8 @@ def _exit_code(rows: pd.DataFrame) -> int:
     failed = rows[rows["status"] == "failed"]
     if not len(failed):
         return 0
-    tables.show(f"{len(failed)} failed", failed[["stage", "subject", "error_type", "message"]])
+    print()
+    tables.show_failures(failed)
     return SOME_FAILED
 
 

@@ -31,7 +31,7 @@ def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config:
     -------
     DataFrame
         subject, block (int), split, group, rest (list of URIs), contrasts (dict of URIs), rest_bytes (of all runs,
-        -1 where a file is not there); sorted by subject.
+        -1 where a file is not there or may not be read); sorted by subject.
 
     Raises
     ------
@@ -103,17 +103,17 @@ def _labels(about: pd.DataFrame, columns: Sequence[str], default: Sequence[str])
     present = [column for column in columns if column in about]
     if not present:
         return list(default)
-    values = about[present].astype("str").agg("/".join, axis=1)
+    values = about[present].astype("str").fillna("").agg("/".join, axis=1)
     known = about[present].notna().all(axis=1)
     return [value if ok else fallback for value, ok, fallback in zip(values, known, default, strict=True)]
 
 
 def _total_size(uris: Sequence[str]) -> int:
-    """Bytes of all runs, -1 when one of them is not there."""
+    """Bytes of all runs, -1 when one of them is not there or may not be read."""
     total = 0
     for uri in uris:
         try:
             total += int(filesystem(uri).size(uri if is_remote(uri) else uri.removeprefix("file://")) or 0)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return -1
     return total

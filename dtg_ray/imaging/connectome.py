@@ -109,9 +109,12 @@ def windows(n_volumes: int, n_windows: int) -> list[slice]:
 def _standardize(timeseries: Float) -> NDArray[np.float64]:
     """Columns of mean 0 and length 1, (T, K) float64; constant columns become 0."""
     series = timeseries.astype(np.float64)
-    series = series - series.mean(axis=0)
+    mean = series.mean(axis=0)
+    series = series - mean
     length = np.linalg.norm(series, axis=0)
-    return np.asarray(series / np.where(length == 0, np.inf, length))
+    # a constant column keeps a rounding error of its mean, which is no signal
+    flat = length <= 1e-12 * np.sqrt(len(series)) * np.abs(mean)
+    return np.asarray(series / np.where(flat, np.inf, length))
 
 
 def _check_voxels(bold: Float, rois: Float) -> None:

@@ -66,8 +66,8 @@ class Grid:
 
     @classmethod
     def from_mask(cls, image: Nifti1Image) -> Grid:
-        """The grid of a mask image: its box, its affine, its non-zero voxels."""
-        return cls(np.asarray(image.affine), np.asanyarray(image.dataobj) != 0)
+        """The grid of a mask image: its box, its affine, its voxels that are neither zero nor NaN."""
+        return cls(np.asarray(image.affine), np.nan_to_num(np.asanyarray(image.dataobj)) != 0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -153,7 +153,7 @@ def _template(kind: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 @functools.lru_cache(maxsize=8)
 def _template_mask(kind: str, resolution: float) -> NDArray[np.bool_]:
     """The template mask on the MNI box of a resolution, (X, Y, Z) bool."""
-    shape = [int(length // resolution) + 1 for length in MNI_BOX_MM]
+    shape = [int(length / resolution + 1e-6) + 1 for length in MNI_BOX_MM]
     voxels = np.indices(shape).reshape(3, -1).T
     coordinates = voxels * [-resolution, resolution, resolution] + MNI_ORIGIN_MM
     template, affine = _template(kind)

@@ -33,7 +33,8 @@ class Run:
     def quality(self) -> dict[str, float]:
         """Figures for the receipt: volumes, TR in s, coverage, median tSNR, constant voxels in the mask."""
         mean, deviation = self.bold.mean(axis=0), self.bold.std(axis=0)
-        varying = deviation > 0
+        # not by the deviation, which keeps rounding errors of the mean
+        varying = np.ptp(self.bold, axis=0) > 0
         return {
             "volumes": float(len(self.bold)),
             "tr": self.tr,

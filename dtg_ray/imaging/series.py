@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from dtg_ray.errors import CorruptFileError, MissingFileError, ShapeError
@@ -25,6 +26,10 @@ MAXIMUM_BYTES = 64 * 2**30
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub calls the class an instance
 READ_ERRORS = (EOFError, OSError, ISAL_ERROR)
+HEADER_ERRORS = (HeaderDataError, WrapStructError, KeyError, ValueError, OverflowError)
+"""What nibabel raises for headers that end early, or hold impossible codes, quaternions or offsets."""
+PIECE = 64 * 2**20
+"""Bytes asked for at once: memory is taken for what a file holds, not for what its header promises."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def open_series(path: str) -> Iterator[Series]:
     """
     try:
         file = fsspec.open(path, "rb").open()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise MissingFileError(
             f"got no file that can be read ({type(error).__name__}), expected a NIfTI image", path=path
         ) from error
@@ -180,14 +185,20 @@ def read_masked(
 
 def _read_exactly(stream: IO[bytes], n_bytes: int) -> bytes:
     """Up to `n_bytes`, fewer only at the end of the stream."""
-    data = stream.read(n_bytes)
+    data = stream.read(min(n_bytes, PIECE))
     if len(data) == n_bytes or not data:
         return data
     parts, missing = [data], n_bytes - len(data)
-    while missing and (data := stream.read(missing)):
+    while missing and (data := stream.read(min(missing, PIECE))):
         parts.append(data)
         missing -= len(data)
     return b"".join(parts)
+
+
+def _skip(stream: IO[bytes], n_bytes: int) -> None:
+    """Go on by `n_bytes`, or to the end of the stream."""
+    while n_bytes > 0 and (data := stream.read(min(n_bytes, PIECE))):
+        n_bytes -= len(data)
 
 
 def _read_header(stream: IO[bytes], path: str) -> Header:
@@ -200,12 +211,12 @@ def _read_header(stream: IO[bytes], path: str) -> Header:
         raw = start + _read_exactly(stream, kind.sizeof_hdr - 4)
         parsed = kind.from_fileobj(io.BytesIO(raw), check=False)
         header = _interpret(parsed, path)
-        _read_exactly(stream, header.offset - len(raw))
+        _skip(stream, header.offset - len(raw))
     except READ_ERRORS as error:
         raise CorruptFileError(
             f"got a file that cannot be unpacked ({error}), expected a NIfTI image", path=path
         ) from error
-    except HeaderDataError as error:
+    except HEADER_ERRORS as error:
         raise CorruptFileError(f"got a NIfTI header that makes no sense: {error}", path=path) from error
     return header
 
@@ -223,7 +234,9 @@ def _interpret(header: Any, path: str) -> Header:
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ShapeError(f"got an image of shape {shape}, expected three or four dimensions", path=path)
     dtype = header.get_data_dtype()
-    promised = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    # where a single file says nothing of its offset, the data follow the header and four bytes of flags
+    offset = max(int(header.get_data_offset()), header.sizeof_hdr + 4)
+    promised = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if dtype.kind not in "iuf" or promised > MAXIMUM_BYTES:
         raise CorruptFileError(
             f"got {promised} bytes of {dtype}, expected real numbers and at most {MAXIMUM_BYTES} bytes",
@@ -239,7 +252,7 @@ def _interpret(header: Any, path: str) -> Header:
         dtype=dtype,
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
-        offset=max(int(header.get_data_offset()), header.sizeof_hdr),
+        offset=offset,
         tr=_repetition_time(header) if len(shape) == 4 else 0.0,
     )
 

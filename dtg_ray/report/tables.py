@@ -21,6 +21,14 @@ def show(title: str, table: pd.DataFrame, console: Console | None = None) -> Non
     (console or default_console()).print(rendered)
 
 
+def show_failures(failures: pd.DataFrame) -> None:
+    """Print who failed, a line each as it can be searched for: stage, error, subject, file, message."""
+    console = default_console()
+    console.print(f"[bold]{len(failures)} failed[/bold]")
+    for _, row in failures.iterrows():
+        console.print(f"{row['stage']}: {row['error_type']}: {row['message']}", soft_wrap=True, markup=False)
+
+
 def cell(value: object, column: str = "") -> str:
     """One value: p-values that end in zeros are shown as bounds, missing ones as a dash."""
     if isinstance(value, float):

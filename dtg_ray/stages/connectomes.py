@@ -56,7 +56,13 @@ def make_arrays(study: Study) -> None:
             ),
         },
         coordinates(study),
+        space(study),
     )
+
+
+def space(study: Study) -> dict[str, object]:
+    """Where the voxel axis lies, so that an array can be understood without the rest of the study."""
+    return {"affine": study.grid.affine.tolist(), "grid_shape": list(study.grid.shape), "voxel_order": "C, mask only"}
 
 
 def coordinates(study: Study) -> dict[str, tuple[str, np.ndarray]]:

@@ -11,7 +11,7 @@ import pandas as pd
 from dtg_ray import ledger
 from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
-from dtg_ray.stages.connectomes import coordinates
+from dtg_ray.stages.connectomes import coordinates, space
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
@@ -38,7 +38,7 @@ def make_maps(study: Study, name: str) -> None:
         attributes={"long_name": "contrast map", "units": "z"},
     )
     names = np.array(contrasts, dtype=np.dtypes.StringDType())
-    prepare(study.storage, name, {"maps": spec}, {"contrast": ("contrast", names), **coordinates(study)})
+    prepare(study.storage, name, {"maps": spec}, {"contrast": ("contrast", names), **coordinates(study)}, space(study))
 
 
 def plan(study: Study, pending: list[str]) -> Plan:

@@ -79,18 +79,29 @@ def session(options: Options) -> Iterator[None]:
         import ray
 
         address = options.address or os.environ.get("RAY_ADDRESS")
-        shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            ray.init(address=address, **shared)
-        else:
-            ray.init(
-                num_cpus=len(os.sched_getaffinity(0)),
-                object_store_memory=EMBEDDED_OBJECT_STORE,
-                include_dashboard=False,
-                **shared,
-            )
+        own: dict[str, Any] = {
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "object_store_memory": EMBEDDED_OBJECT_STORE,
+            "include_dashboard": False,
+        }
+        with _greeting_hidden():
+            ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
         stack.callback(ray.shutdown)
         yield
+
+
+@contextlib.contextmanager
+def _greeting_hidden() -> Iterator[None]:
+    """Drop the line that Ray's C++ side prints about its log level; exceptions come through as ever."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _is_running() -> bool:

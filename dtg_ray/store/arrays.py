@@ -43,6 +43,7 @@ def prepare(
     name: str,
     arrays: Mapping[str, ArraySpec],
     coordinates: Mapping[str, tuple[str, NDArray[Any]]],
+    attributes: Mapping[str, Any],
 ) -> zarr.Group:
     """Make a Zarr group with its arrays and coordinates, or open the one that is there.
 
@@ -55,6 +56,8 @@ def prepare(
         Filled with NaN where nothing has been written.
     coordinates : mapping of name to (dimension, values)
         One-dimensional.
+    attributes : mapping
+        Of the group; anything JSON can hold.
 
     Raises
     ------
@@ -70,6 +73,10 @@ def prepare(
     for key, (dimension, values) in coordinates.items():
         if key not in group or not np.array_equal(np.asarray(group[key][:]), values):
             group.create_array(key, data=values, dimension_names=(dimension,), overwrite=True)
+    # "coordinates" is where CF, and so xarray, looks for them
+    wanted = {**attributes, "coordinates": " ".join(coordinates)}
+    if dict(group.attrs) != wanted:
+        group.attrs.put(wanted)
     return group
 
 

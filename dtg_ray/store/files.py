@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import uuid
@@ -55,6 +56,22 @@ def read(uri: str) -> bytes:
         raise MissingFileError("got no such file, expected one to read", path=uri) from error
 
 
+def _replace(target: Path, data: bytes) -> None:
+    """Write aside and rename; what could not be finished is removed."""
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
 @dataclass(frozen=True)
 class Storage:
     """All files under one root.
@@ -94,31 +111,34 @@ class Storage:
 
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """Several files at once; those that are not there are left out."""
-        if not names:
-            return {}
-        uris = {self.uri(name): name for name in names}
-        found = self.fs.cat(list(uris), on_error="omit")
-        by_path = {str(self.fs._strip_protocol(uri)): name for uri, name in uris.items()}  # noqa: SLF001 - fsspec's own name for it
-        return {by_path[str(self.fs._strip_protocol(path))]: bytes(data) for path, data in found.items()}  # noqa: SLF001
+        # not `cat`, which takes brackets in a name for a pattern and leaves out whatever could not be read
+        answers = self.fs.cat_ranges([self.uri(name) for name in names], None, None, on_error="return")
+        found = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, FileNotFoundError):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            found[name] = bytes(answer)
+        return found
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file in place as a whole: readers see the old one, or none, or all of the new one."""
-        if is_remote(self.root):
-            self.fs.pipe_file(self.uri(name), data)
-            return
-        target = Path(self.uri(name))
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+        """Put a file in place as a whole: readers see the old one, or none, or all of the new one.
+
+        Raises
+        ------
+        StudyError
+            When it cannot be written: a full disk, no permission, no such bucket.
+        """
+        uri = self.uri(name)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
+            if is_remote(uri):
+                self.fs.pipe_file(uri, data)
+            else:
+                _replace(Path(uri), data)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise StudyError(
-                f"{target}: could not be written: {error.strerror or error}",
+                f"{uri}: could not be written: {error.strerror or error}",
                 hint="free some space or choose another root; nothing half-written was kept",
             ) from error
 

@@ -137,6 +137,6 @@ def _parse(name: str, data: bytes) -> pa.Table | None:
     """A receipt, or None when it cannot be read: the unit is then simply done again."""
     try:
         return pq.read_table(io.BytesIO(data)).cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         log.warning("%s: not a receipt (%s); its unit will be done again", name, error)
         return None

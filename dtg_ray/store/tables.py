@@ -31,5 +31,5 @@ def read_table(storage: Storage, name: str) -> pd.DataFrame:
     data = storage.read(name)
     try:
         return pd.read_parquet(io.BytesIO(data))
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise StudyError(f"{storage.uri(name)}: not a Parquet table: {error}") from error

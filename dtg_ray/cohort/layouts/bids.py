@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+import pandas as pd
+
 from dtg_ray.cohort.layouts import Found, Participant
 from dtg_ray.cohort.phenotypes import empty_phenotypes, read_phenotypes
 from dtg_ray.errors import ConfigError
+from dtg_ray.imaging.rois import natural_order
 from dtg_ray.store.files import Storage
 
 ENTITY = re.compile(r"([a-zA-Z]+)-([a-zA-Z0-9+]+)")
@@ -101,6 +104,8 @@ def _check_versions(versions: Mapping[tuple[str, ...], list[str]]) -> None:
 
 def _collect(storage: Storage, people: Mapping[str, Participant], rest_task: str) -> Found:
     with_rest = [person for _, person in sorted(people.items()) if person.rest]
+    for person in with_rest:
+        person.rest = natural_order(person.rest)
     if not with_rest:
         raise ConfigError(
             f"{storage.root}: got no *_task-{rest_task}_*_bold.nii.gz below it, expected at least one",
@@ -110,7 +115,17 @@ def _collect(storage: Storage, people: Mapping[str, Participant], rest_task: str
     phenotypes = empty_phenotypes()
     for table in ("participants.tsv", "phenotypes.tsv"):
         if storage.exists(table):
-            phenotypes = phenotypes.merge(read_phenotypes(storage.uri(table)), on="subject", how="outer")
+            phenotypes = _join(phenotypes, read_phenotypes(storage.uri(table)), storage.uri(table))
     for subject in set(phenotypes["subject"]) - set(people):
         left_out[subject] = "in the tables, but without any image"
     return Found(with_rest, dict(sorted(left_out.items())), phenotypes)
+
+
+def _join(one: pd.DataFrame, other: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Two tables about people side by side; a column in both would have two meanings."""
+    if twice := sorted(set(one) & set(other) - {"subject"}):
+        raise ConfigError(
+            f"{path}: got columns {twice} that participants.tsv has as well, expected each in one table",
+            hint="remove them from one of the two",
+        )
+    return one.merge(other, on="subject", how="outer")

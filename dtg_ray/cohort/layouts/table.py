@@ -50,4 +50,4 @@ def _text(value: object) -> str:
 
 def _absolute(path: str, folder: str) -> str:
     path = path.strip()
-    return normalize(path if is_remote(path) or path.startswith(("/", "~")) else f"{folder}/{path}")
+    return normalize(path if is_remote(path) or path.startswith(("/", "~", "file://")) else f"{folder}/{path}")

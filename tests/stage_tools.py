@@ -1,0 +1,76 @@
+"""A small simulated cohort and a way to call `dtg` on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Arrays = Callable[[Path], dict[str, bytes]]
+
+COHORT: dict[str, Any] = {
+    "subjects": 24,
+    "resolution": 8,
+    "volumes": 40,
+    "rois": 5,
+    "contrasts": 3,
+    "seed": 3,
+    "missing": 0.2,
+}
+SETTINGS: dict[str, Any] = {
+    "grid": {"resolution": 8},
+    "cohort": {"block_size": 4, "validation": 0.2, "test": 0.4},
+    "synthesis": {"slab": 1000},
+    "models": {
+        "group_mean": {"kind": "group_mean"},
+        "linear": {"kind": "linear"},
+        "unet": {
+            "kind": "network",
+            "width": 4,
+            "train": {"epochs": 8, "batch_size": 4, "checkpoint_every": 1, "cpus_per_worker": 1},
+        },
+    },
+    "prediction": {"permutations": 50, "folds": 3},
+}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What tests of stages need: images, their ROI maps, and a way to call `dtg`."""
+
+    data: Path
+    rois: Path
+    settings: Path
+
+    def dtg(self, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run `dtg` in a process of its own and check its exit code."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=400, check=False)
+        if check is not None:
+            assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `dtg` and leave it running."""
+        return subprocess.Popen(self.command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @staticmethod
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dtg_ray.cli", *arguments]
+
+    def init(self, study: str, *more: str, data: Path | None = None) -> str:
+        """Make a study of the cohort and return its root."""
+        self.dtg(
+            "init",
+            study,
+            "--bids",
+            str(data or self.data),
+            "--rois",
+            str(self.rois),
+            "--config",
+            str(self.settings),
+            *more,
+        )
+        return study
