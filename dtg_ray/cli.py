@@ -29,6 +29,7 @@ STAGE_VERBS = {
     "synthesize": "synthesize task maps for everybody with a connectome",
     "evaluate": "compare synthetic with measured maps of held-out subjects",
     "predict": "predict phenotypes, with permutation tests",
+    "report": "draw synthetic maps beside measured ones",
     "run": "all of these stages, in order",
 }
 WITH_MODEL = ("train", "synthesize", "evaluate")

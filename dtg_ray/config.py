@@ -162,8 +162,14 @@ def parse(document: Mapping[str, Any]) -> StudyConfig:
     try:
         return StudyConfig.model_validate(document)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc'])) or 'study.yaml'}: {item['msg']}" for item in error.errors()]
+        lines = [f"{_place(item['loc']) or 'study.yaml'}: {item['msg']}" for item in error.errors()]
         raise ConfigError("study.yaml does not hold: " + "; ".join(lines)) from error
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Where in the file something is; pydantic adds the kind of a model, which is no level of the file."""
+    in_model = location[:1] == ("models",) and len(location) > 3
+    return ".".join(map(str, location[:2] + location[3:] if in_model else location))
 
 
 def read_yaml(text: str, origin: str) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def stages(study: Study) -> list[str]:
         *(f"synthesize/{model}" for model in models),
         *(f"evaluate/{model}" for model in models),
         *(f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()),
+        "report",
     ]
 
 
@@ -195,6 +196,10 @@ def _predict(study: Study, folder: str) -> dict[str, str | None]:
     return {MODEL: _outcome(study, [needed], "predict", settings, fingerprint(table), splits)}
 
 
+def _report(study: Study, _: str = "") -> dict[str, str | None]:
+    return {MODEL: _outcome(study, [*(f"evaluate/{model}" for model in study.config.models), "contrasts"], "report")}
+
+
 def _outcome(study: Study, needed: list[str], *parts: object) -> str | None:
     """Hash of all results of some stages; None while one of them is unfinished."""
     digests: list[object] = []
@@ -213,4 +218,5 @@ OWED: dict[str, Callable[[Study, str], dict[str, str | None]]] = {
     "synthesize": _synthesize,
     "evaluate": _evaluate,
     "predict": _predict,
+    "report": _report,
 }

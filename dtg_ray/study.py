@@ -208,6 +208,7 @@ def cohort_bytes(cohort: pd.DataFrame) -> bytes:
     """The manifest as a Parquet file, the same bytes for the same table."""
     maps = pd.Series([list(entry.items()) for entry in cohort["contrasts"]], index=cohort.index)
     table = pa.Table.from_pandas(cohort.assign(contrasts=maps), schema=COHORT_SCHEMA, preserve_index=False)
+    table = table.replace_schema_metadata(None)  # it names the versions of pandas and pyarrow
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

@@ -8,11 +8,15 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from dtg_ray.cohort.layouts import bids
+from dtg_ray.config import merge
 from dtg_ray.imaging.grid import Grid
+from dtg_ray.stages import init
 
 GRID = Grid.mni152(16)
 TR = 2.0
 VOLUMES = 32
+SETTINGS = {"grid": {"resolution": 16}, "cohort": {"block_size": 2, "validation": 0.2, "test": 0.4}}
 
 
 def image_bytes(data, affine=GRID.affine, *, kind=nib.Nifti1Header, order="<", scale=(1.0, 0.0), tr=TR, unit="sec"):
@@ -114,3 +118,10 @@ def write_cohort(root, subjects=6, contrasts=("LH", "RH"), without_maps=1):
     ]
     write_table(f"{root}/participants.tsv", people)
     return write_rois(f"{root}/rois.nii.gz")
+
+
+def make_study(root, **settings):
+    """A study of six people in three blocks, the last of whom has no task maps; its images lie beside it."""
+    rois = write_cohort(f"{root}/data")
+    found = bids.find(f"{root}/data")
+    return init.init(f"{root}/study", found, [rois], merge(SETTINGS, settings)).study

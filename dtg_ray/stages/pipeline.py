@@ -7,7 +7,7 @@ import contextlib
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.stages import connectomes, contrasts, evaluate, predict, synthesize, train
+from dtg_ray.stages import connectomes, contrasts, evaluate, predict, report, synthesize, train
 from dtg_ray.stages.runtime import Options, session
 from dtg_ray.study import Study
 
@@ -18,6 +18,7 @@ STAGES = {
     "synthesize": synthesize.run,
     "evaluate": evaluate.run,
     "predict": predict.run,
+    "report": report.run,
 }
 """Every stage by its verb, in the order in which they run."""
 ON_RAY = ("connectomes", "contrasts", "train", "synthesize")

@@ -72,7 +72,7 @@ def members(study: Study, feature: str) -> list[str]:
         cohort = cohort[~cohort["split"].isin(["train", "validation"])]
     if feature == "measured":
         wanted = set(study.config.contrasts)
-        cohort = cohort[[wanted <= set(maps) for maps in cohort["contrasts"]]]
+        cohort = cohort[np.array([wanted <= set(maps) for maps in cohort["contrasts"]], dtype=bool)]
     done = set(ledger.account(study, _source(feature)).subjects("done"))
     return [subject for subject in cohort["subject"] if subject in done]
 

@@ -80,6 +80,7 @@ def session(options: Options) -> Iterator[None]:
 
         address = options.address or os.environ.get("RAY_ADDRESS")
         own: dict[str, Any] = {
+            "address": "local",  # without it Ray joins any cluster it finds on this machine
             "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": EMBEDDED_OBJECT_STORE,
             "include_dashboard": False,

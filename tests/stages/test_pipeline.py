@@ -114,7 +114,7 @@ class TestRunningAgain:
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
         again = tools.dtg("run", str(finished))
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
-        assert again.stderr.count("nothing to do") == 14
+        assert again.stderr.count("nothing to do") == 15
         assert "Reconstruction" in again.stdout
 
     def test_does_only_the_block_whose_receipt_is_gone(
@@ -192,7 +192,8 @@ class TestTheCommandLine:
         import subprocess
         import sys
 
-        code = "import sys, dtg_ray.cli as c; c.parser(); print([m for m in ('torch','ray','pandas','zarr','numpy') if m in sys.modules])"
+        heavy = "('torch', 'ray', 'pandas', 'zarr', 'numpy')"
+        code = f"import sys, dtg_ray.cli as cli; cli.parser(); print([m for m in {heavy} if m in sys.modules])"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

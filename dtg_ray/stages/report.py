@@ -1,0 +1,71 @@
+"""`dtg report`: a picture of synthetic maps beside the measured ones of people no model has seen."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import numpy as np
+import pandas as pd
+
+from dtg_ray import ledger
+from dtg_ray.report.pictures import side_by_side
+from dtg_ray.stages.evaluate import table_name
+from dtg_ray.stages.maps import require_settled, usable
+from dtg_ray.stages.plan import Plan
+from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stats.metrics import pearson
+from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.tables import read_table
+from dtg_ray.study import Study
+
+STAGE = "report"
+PICTURE = "report/maps.png"
+N_SUBJECTS = 2
+
+
+def run(study: Study, options: Options) -> pd.DataFrame:
+    """Draw the picture when the maps have changed since; returns the rows of the receipt."""
+    account = ledger.account(study, STAGE)
+    pending = account.pending()
+    needed = [f"evaluate/{name}" for name in study.config.models]
+    waiting = require_settled(study, needed, "the report") if pending else ""
+    Plan(STAGE, 1, len(pending), N_SUBJECTS, memory=300 * 2**20, waiting=waiting).show(options)
+    if not pending or waiting or options.dry_run:
+        return account.rows
+    begin, receipts = time.perf_counter(), Receipts(study.storage, STAGE)
+    attempt = receipts.withdraw(ledger.MODEL)
+    row = _draw(study)
+    row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
+    today = str(account.owed[ledger.MODEL])
+    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
+    return ledger.account(study, STAGE).rows
+
+
+def _draw(study: Study) -> Row:
+    """The contrast that is predicted neither best nor worst, for two people who differ most in it."""
+    evaluated = study.storage.exists(table_name(study.default_model))
+    if not evaluated:
+        return Row(
+            PICTURE, "excluded", message="got no held-out subjects with measured maps, so there is nothing to draw"
+        )
+    table = read_table(study.storage, table_name(study.default_model)).sort_values("r")
+    contrast = str(table["contrast"].iloc[len(table) // 2])
+    measured = study.measured().sel(contrast=contrast)
+    acquired = {name: contrast in maps for name, maps in study.cohort["contrasts"].items()}
+    subjects = [name for name in usable(study, "test") if acquired[name]]
+    subjects = _most_different(subjects, measured.sel(subject=subjects).to_numpy().astype(np.float32))
+    maps = {"measured": measured.sel(subject=subjects).to_numpy().astype(np.float32)}
+    for name in sorted(study.config.models, key=lambda name: name != study.default_model):
+        maps[name] = study.synthetic(name).sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
+    title = f"{contrast}: measured and synthetic maps of two people no model has seen"
+    study.storage.write(PICTURE, side_by_side(maps, subjects, study.grid, title))
+    return Row(PICTURE, "done")
+
+
+def _most_different(subjects: list[str], maps: np.ndarray) -> list[str]:
+    """The two subjects, of the first fifty, whose maps correlate least; maps are (n, V)."""
+    some = maps[:50]
+    matrix = np.stack([pearson(some, np.broadcast_to(one, some.shape)) for one in some])
+    first, second = np.unravel_index(np.argmin(matrix), matrix.shape)
+    return [subjects[number] for number in dict.fromkeys((int(first), int(second)))]

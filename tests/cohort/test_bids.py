@@ -1,0 +1,201 @@
+"""BIDS derivatives: names, versions of a run, runs in order, and who is left out."""
+
+import doctest
+
+import pytest
+
+from cohort_files import bids_path, task_map, write_bytes, write_cohort, write_image, write_map, write_rest, write_table
+from dtg_ray.cohort.layouts import bids
+from dtg_ray.errors import ConfigError
+
+SPACE = "space-MNI152NLin6Asym"
+
+
+def touch(root, subject, *entities, suffix="bold", extension=".nii.gz"):
+    """An empty file under a BIDS name: layouts look at names only."""
+    return write_bytes(bids_path(root, subject, *entities, suffix=suffix, extension=extension), b"")
+
+
+def file_names(uris):
+    return [uri.rsplit("/", 1)[1] for uri in uris]
+
+
+class TestNames:
+    def test_the_example_in_the_documentation_holds(self):
+        assert doctest.testmod(bids) == doctest.TestResults(failed=0, attempted=1)
+
+    @pytest.mark.parametrize(
+        ("name", "entities", "suffix"),
+        [
+            ("sub-01_task-rest_bold.nii", {"sub": "01", "task": "rest"}, "bold"),
+            (
+                "sub-A1/ses-2/func/sub-A1_ses-2_task-rest_dir-AP_run-10_space-T1w_res-2_desc-preproc_bold.nii.gz",
+                {"sub": "A1", "ses": "2", "task": "rest", "dir": "AP", "run": "10", "space": "T1w", "res": "2"}
+                | {"desc": "preproc"},
+                "bold",
+            ),
+            ("sub-1_space-MNI152NLin2009cAsym+MNI_bold.nii", {"sub": "1", "space": "MNI152NLin2009cAsym+MNI"}, "bold"),
+            (
+                "sub-7_task-MOTOR_contrast-LHvsRH_stat-z_statmap.nii.gz",
+                {"sub": "7", "task": "MOTOR", "contrast": "LHvsRH", "stat": "z"},
+                "statmap",
+            ),
+            ("sub-01_task-rest_bold.json", {}, ""),
+            ("sub-01_task-rest_bold.nii.gz.part", {}, ""),
+            ("participants.tsv", {}, ""),
+            ("T1w.nii.gz", {}, "T1w"),
+            ("sub-01_desc-brain_mask.nii.gz", {"sub": "01", "desc": "brain"}, "mask"),
+            ("my_own_file-name_.nii", {"file": "name"}, ""),
+        ],
+    )
+    def test_are_taken_apart(self, name, entities, suffix):
+        assert bids.parse(name) == (entities, suffix)
+
+
+class TestFind:
+    def test_a_cohort_with_its_tables(self, root):
+        write_cohort(root, subjects=3, without_maps=1)
+        found = bids.find(root)
+        assert [person.subject for person in found.participants] == ["sub-01", "sub-02", "sub-03"]
+        assert found.participants[0].rest == [bids_path(root, "01", "task-rest", suffix="bold")]
+        assert [sorted(person.contrasts) for person in found.participants] == [["MOTOR_LH", "MOTOR_RH"]] * 2 + [[]]
+        assert (
+            found.participants[1].contrasts["MOTOR_RH"].endswith("sub-02_task-MOTOR_contrast-RH_stat-z_statmap.nii.gz")
+        )
+        assert found.left_out == {}
+        assert found.phenotypes.to_dict("list") == {
+            "subject": ["sub-01", "sub-02", "sub-03"],
+            "sex": ["M", "F", "M"],
+            "age": [50, 51, 52],
+        }
+
+    def test_runs_and_sessions_in_natural_order(self, tmp_path):
+        for run in (10, 2, 1):
+            touch(tmp_path, "01", "ses-1", "task-rest", f"run-{run}")
+        touch(tmp_path, "01", "ses-2", "task-rest", "run-1")
+        (person,) = bids.find(str(tmp_path)).participants
+        assert file_names(person.rest) == [
+            "sub-01_ses-1_task-rest_run-1_bold.nii.gz",
+            "sub-01_ses-1_task-rest_run-2_bold.nii.gz",
+            "sub-01_ses-1_task-rest_run-10_bold.nii.gz",
+            "sub-01_ses-2_task-rest_run-1_bold.nii.gz",
+        ]
+
+    def test_only_rest_runs_and_z_maps_are_taken(self, tmp_path):
+        write_rest(tmp_path, "01")
+        touch(tmp_path, "01", "task-MOTOR")
+        touch(tmp_path, "01", "task-rest", suffix="boldref")
+        touch(tmp_path, "01", "task-rest", extension=".json")
+        touch(tmp_path, "01", "task-rest", "desc-brain", suffix="mask")
+        touch(tmp_path, "01", "task-MOTOR", "contrast-LH", "stat-t", suffix="statmap")
+        touch(tmp_path, "01", "task-MOTOR", "contrast-LH", "stat-effect", suffix="statmap")
+        touch(tmp_path, "01", "task-MOTOR", "stat-z", suffix="statmap")
+        write_map(tmp_path, "01", "LH")
+        write_image(f"{tmp_path}/group/task-rest_bold.nii.gz", task_map())
+        (person,) = bids.find(str(tmp_path)).participants
+        assert file_names(person.rest) == ["sub-01_task-rest_bold.nii.gz"]
+        assert person.contrasts == {
+            "MOTOR_LH": bids_path(tmp_path, "01", *["task-MOTOR", "contrast-LH", "stat-z"], suffix="statmap")
+        }
+
+    def test_a_contrast_is_named_after_its_task_too(self, tmp_path):
+        write_rest(tmp_path, "01")
+        for task in ("WM", "GAMBLING"):
+            write_map(tmp_path, "01", "REWARD", task=task)
+        touch(tmp_path, "01", "contrast-ODD", suffix="statmap")
+        (person,) = bids.find(str(tmp_path)).participants
+        assert set(person.contrasts) == {"WM_REWARD", "GAMBLING_REWARD", "ODD"}
+
+    def test_the_rest_task_can_have_another_name(self, tmp_path):
+        touch(tmp_path, "01", "task-eyesopen")
+        touch(tmp_path, "01", "task-rest")
+        (person,) = bids.find(str(tmp_path), rest_task="eyesopen").participants
+        assert file_names(person.rest) == ["sub-01_task-eyesopen_bold.nii.gz"]
+
+
+class TestVersions:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for version in (["space-T1w"], [SPACE, "res-2"], [SPACE, "res-1"], [SPACE, "res-2", "desc-smooth"]):
+            touch(tmp_path, "01", "task-rest", *version)
+        write_map(tmp_path, "01", "LH")
+        return str(tmp_path)
+
+    def test_of_one_run_are_refused_with_a_hint(self, folder):
+        with pytest.raises(
+            ConfigError, match="got 4 versions of bold sub-01 task-rest: sub-01_task-rest_space"
+        ) as caught:
+            bids.find(folder)
+        assert "--select space=" in caught.value.hint
+
+    def test_are_chosen_by_entities(self, folder):
+        for select, chosen in (
+            ({"space": "T1w"}, "sub-01_task-rest_space-T1w_bold.nii.gz"),
+            ({"space": "MNI152NLin6Asym", "res": "1"}, f"sub-01_task-rest_{SPACE}_res-1_bold.nii.gz"),
+        ):
+            (person,) = bids.find(folder, select=select).participants
+            assert file_names(person.rest) == [chosen]
+
+    def test_files_without_the_entity_are_not_turned_away(self, folder):
+        (person,) = bids.find(folder, select={"space": "T1w"}).participants
+        assert set(person.contrasts) == {"MOTOR_LH"}
+
+    def test_too_wide_a_choice_is_refused(self, folder):
+        with pytest.raises(ConfigError, match="got 2 versions"):
+            bids.find(folder, select={"space": "MNI152NLin6Asym", "res": "2"})
+
+    def test_of_one_contrast_are_refused(self, tmp_path):
+        write_rest(tmp_path, "01")
+        for session in ("ses-1", "ses-2"):
+            write_map(tmp_path, "01", "LH", session)
+        with pytest.raises(ConfigError, match="got 2 versions of statmap sub-01 MOTOR_LH"):
+            bids.find(str(tmp_path))
+        (person,) = bids.find(str(tmp_path), select={"ses": "2"}).participants
+        assert "ses-2" in person.contrasts["MOTOR_LH"]
+
+
+class TestLeftOut:
+    def test_everybody_has_a_reason(self, tmp_path):
+        write_rest(tmp_path, "01")
+        write_map(tmp_path, "02", "LH")
+        write_table(tmp_path / "participants.tsv", [{"participant_id": f"sub-{name}"} for name in ("01", "02", "03")])
+        found = bids.find(str(tmp_path))
+        assert [person.subject for person in found.participants] == ["sub-01"]
+        assert found.left_out == {
+            "sub-02": "no rest run (task-rest)",
+            "sub-03": "in the tables, but without any image",
+        }
+
+    def test_nobody_with_a_rest_run_is_an_error(self, tmp_path):
+        write_map(tmp_path, "01", "LH")
+        with pytest.raises(ConfigError, match=r"got no \*_task-rest_\*_bold.nii.gz below it") as caught:
+            bids.find(str(tmp_path))
+        assert "--rest-task" in caught.value.hint
+
+    def test_a_folder_that_is_not_there_is_an_error(self, root):
+        with pytest.raises(ConfigError, match="got no"):
+            bids.find(f"{root}/nowhere")
+
+
+class TestTables:
+    def test_are_joined_by_subject(self, tmp_path):
+        write_rest(tmp_path, "01")
+        write_rest(tmp_path, "02")
+        write_table(tmp_path / "participants.tsv", [{"participant_id": "sub-02", "age": 70}])
+        write_table(
+            tmp_path / "phenotypes.tsv",
+            [{"participant_id": "sub-01", "score": 1.5}, {"participant_id": "sub-02", "score": 2.5}],
+        )
+        table = bids.find(str(tmp_path)).phenotypes.set_index("subject")
+        assert table.loc["sub-02"].to_dict() == {"age": 70, "score": 2.5}
+        assert table["score"].to_dict() == {"sub-01": 1.5, "sub-02": 2.5}
+        assert table["age"].isna().to_dict() == {"sub-01": True, "sub-02": False}
+
+    def test_a_column_in_both_is_refused(self, tmp_path):
+        write_rest(tmp_path, "01")
+        write_table(tmp_path / "participants.tsv", [{"participant_id": "sub-01", "sex": "M"}])
+        write_table(tmp_path / "phenotypes.tsv", [{"participant_id": "sub-01", "sex": "M", "score": 2}])
+        with pytest.raises(
+            ConfigError, match=r"phenotypes.tsv: got columns \['sex'\] that participants.tsv has as well"
+        ):
+            bids.find(str(tmp_path))

@@ -1,0 +1,133 @@
+"""The manifest: order, blocks, splits, and the sizes of files."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohort_files import write_bytes
+from dtg_ray.cohort.layouts import Participant
+from dtg_ray.cohort.manifest import SPLITS, UNSPLIT, assign_splits, build
+from dtg_ray.cohort.phenotypes import empty_phenotypes
+from dtg_ray.config import CohortConfig
+from dtg_ray.errors import ConfigError
+
+
+def people(count, maps=True):
+    return [Participant(f"sub-{number:04d}", [], {"LH": "z.nii"} if maps else {}) for number in range(count)]
+
+
+def about(participants, **columns):
+    return pd.DataFrame({"subject": [person.subject for person in participants], **columns})
+
+
+def cohort(count, config=None, **columns):
+    everybody = people(count)
+    return build(everybody, about(everybody, **columns), config or CohortConfig())
+
+
+class TestOrder:
+    def test_does_not_depend_on_the_order_of_the_files(self):
+        everybody = people(50)
+        table = about(everybody, sex=["M", "F"] * 25)
+        shuffled = random.Random(0).sample(everybody, 50)
+        expected = build(everybody, table, CohortConfig())
+        pd.testing.assert_frame_equal(build(shuffled, table.sample(frac=1, random_state=0), CohortConfig()), expected)
+        assert expected["subject"].is_monotonic_increasing
+
+    @pytest.mark.parametrize(("count", "size", "blocks"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 16, [3])])
+    def test_blocks_are_filled_one_after_the_other(self, count, size, blocks):
+        table = cohort(count, CohortConfig(block_size=size))
+        assert table["block"].tolist() == np.repeat(range(len(blocks)), blocks).tolist()
+
+    def test_files_are_listed(self):
+        person = Participant("sub-1", ["b.nii", "a.nii"], {"RH": "r.nii", "LH": "l.nii"})
+        row = build([person], empty_phenotypes(), CohortConfig()).iloc[0]
+        assert row["rest"] == ["b.nii", "a.nii"]
+        assert list(row["contrasts"].items()) == [("LH", "l.nii"), ("RH", "r.nii")]
+
+    def test_a_subject_that_occurs_twice_is_refused(self):
+        with pytest.raises(ConfigError, match="got 1 subjects more than once"):
+            build([*people(3), Participant("sub-0001")], empty_phenotypes(), CohortConfig())
+
+
+class TestSizes:
+    def test_of_all_runs_are_added(self, root):
+        runs = [write_bytes(f"{root}/{number}.nii", bytes(number)) for number in (100, 20, 3)]
+        (size,) = build([Participant("sub-1", runs)], empty_phenotypes(), CohortConfig())["rest_bytes"]
+        assert size == 123
+
+    def test_a_file_uri_is_a_path(self, tmp_path):
+        run = "file://" + write_bytes(tmp_path / "a.nii", b"123")
+        assert build([Participant("sub-1", [run])], empty_phenotypes(), CohortConfig())["rest_bytes"].tolist() == [3]
+
+    @pytest.mark.parametrize("name", ["none.nii", "a.nii/none.nii"])
+    def test_are_minus_one_where_a_file_is_not_there(self, root, name):
+        runs = [write_bytes(f"{root}/a.nii", b"123"), f"{root}/{name}"]
+        table = build([Participant("sub-1", runs), Participant("sub-2", runs[:1])], empty_phenotypes(), CohortConfig())
+        assert table["rest_bytes"].tolist() == [-1, 3]
+
+
+class TestSplits:
+    @pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0, 0.5), (0.25, 0), (0, 0), (0.3, 0.3)])
+    @pytest.mark.parametrize("count", [10, 40, 333])
+    def test_have_their_shares(self, count, validation, test):
+        table = cohort(count, CohortConfig(validation=validation, test=test))
+        counts = table["split"].value_counts()
+        for split, share in zip(SPLITS, (1 - validation - test, validation, test), strict=True):
+            assert abs(counts.get(split, 0) - share * count) <= 1
+
+    def test_strata_are_balanced(self):
+        sexes = np.random.default_rng(0).choice(["M", "F"], 300, p=[0.8, 0.2])
+        ages = np.random.default_rng(1).choice(["old", "young"], 300)
+        config = CohortConfig(stratify_by=("sex", "age"), validation=0.2, test=0.2)
+        table = cohort(300, config, sex=sexes, age=ages)
+        shares = table.groupby([sexes, ages])["split"].value_counts(normalize=True).unstack()
+        np.testing.assert_allclose(shares[list(SPLITS)].to_numpy(), [[0.6, 0.2, 0.2]] * 4, atol=0.06)
+
+    def test_families_never_cross_splits(self):
+        rng = np.random.default_rng(0)
+        families = rng.integers(0, 90, 250).astype(str)
+        sexes = rng.choice(["M", "F"], 250)
+        table = cohort(250, family=families, sex=sexes)
+        assert (table.groupby("group")["split"].nunique() == 1).all()
+        shares = table["split"].value_counts(normalize=True)
+        np.testing.assert_allclose(shares[list(SPLITS)], [0.7, 0.1, 0.2], atol=0.03)
+
+    def test_groups_of_several_columns_are_told_apart(self):
+        config = CohortConfig(group_by=("site", "family"))
+        table = cohort(4, config, site=["A", "A", "B", "B"], family=[1, 1, 1, 2])
+        assert table["group"].tolist() == ["A/1", "A/1", "B/1", "B/2"]
+
+    def test_people_without_a_family_stand_alone_and_without_a_sex_in_a_stratum_of_their_own(self):
+        families = [1, 1, None, None, 2, 2] * 10
+        table = cohort(60, family=families, sex=["M", None, "F", None, "M", "F"] * 10)
+        assert table["group"].nunique() == 2 + 20
+        assert table.loc[2, "group"] == "sub-0002"
+
+    def test_people_of_whom_the_tables_know_nothing_take_part(self):
+        everybody = people(10)
+        table = build(everybody, about(everybody[:4], sex=["M"] * 4, family=["f"] * 4), CohortConfig())
+        assert table["group"].tolist() == ["f"] * 4 + [person.subject for person in everybody[4:]]
+
+    def test_columns_that_are_not_there_are_not_used(self):
+        table = build(people(20), empty_phenotypes(), CohortConfig(stratify_by=("sex",), group_by=("family",)))
+        assert table["group"].tolist() == table["subject"].tolist()
+
+    def test_people_without_maps_are_not_split_and_do_not_count(self):
+        everybody = [*people(100), *(Participant(f"tub-{number:04d}") for number in range(300))]
+        table = build(everybody, empty_phenotypes(), CohortConfig(validation=0.1, test=0.2))
+        assert (table.loc[100:, "split"] == UNSPLIT).all()
+        assert table.loc[:99, "split"].value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
+
+    def test_come_from_the_seed_alone(self):
+        first, again, other = (cohort(100, CohortConfig(seed=seed))["split"] for seed in (1, 1, 2))
+        assert first.equals(again)
+        assert not first.equals(other)
+
+    def test_are_those_of_today_in_a_year(self):
+        """Studies are compared by their manifest: the same seed must not give other splits after an update."""
+        splits = assign_splits([str(n) for n in range(12)], ["M", "F"] * 6, np.ones(12, dtype=bool), CohortConfig())
+        expected = "test train train train train test validation train train train train validation"
+        assert " ".join(splits) == expected

@@ -1,0 +1,139 @@
+"""Training: batches, resuming, several workers, and what cannot be trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.numpy
+import yaml
+
+from dtg_ray import Study
+from dtg_ray.stages.maps import usable
+from dtg_ray.stages.train import load_model
+from dtg_ray.stages.training_loop import epoch_batches, validation_figures
+from stage_tools import Tools
+
+SUBJECTS = [f"sub-{number:02d}" for number in range(11)]
+
+
+class TestBatches:
+    def test_workers_share_each_batch_of_one_worker(self) -> None:
+        alone = list(epoch_batches(SUBJECTS, 4, seed=1, epoch=3, rank=0, world=1))
+        first, second = (list(epoch_batches(SUBJECTS, 4, seed=1, epoch=3, rank=rank, world=2)) for rank in (0, 1))
+        assert [set(a) | set(b) for a, b in zip(first, second, strict=True)] == [set(batch) for batch in alone]
+        assert all(not set(a) & set(b) for a, b in zip(first, second, strict=True))
+
+    def test_an_epoch_shows_nobody_twice_and_drops_less_than_a_batch(self) -> None:
+        seen = [subject for batch in epoch_batches(SUBJECTS, 4, 0, 0, 0, 1) for subject in batch]
+        assert len(seen) == len(set(seen)) == 8
+
+    def test_order_depends_on_seed_and_epoch_alone(self) -> None:
+        def order(seed: int, epoch: int) -> list[list[str]]:
+            return list(epoch_batches(SUBJECTS, 4, seed, epoch, 0, 1))
+
+        assert order(1, 2) == order(1, 2)
+        assert order(1, 2) != order(1, 3)
+        assert order(1, 2) != order(2, 2)
+
+    def test_a_cohort_smaller_than_a_batch_is_one_batch(self) -> None:
+        assert [len(batch) for batch in epoch_batches(SUBJECTS[:3], 10, 0, 0, 0, 1)] == [3]
+
+
+def test_validation_leaves_out_what_was_not_acquired() -> None:
+    rng = np.random.default_rng(0)
+    actual, noise = rng.standard_normal((2, 6, 2, 300)).astype(np.float32)
+    predicted = actual + 0.5 * noise
+    actual[0, 1] = np.nan
+    figures = validation_figures(predicted, actual)
+    expected = [
+        np.corrcoef(predicted[subject, contrast], actual[subject, contrast])[0, 1]
+        for contrast in (0, 1)
+        for subject in range(contrast, 6)
+    ]
+    assert figures["validation_r"] == pytest.approx((np.mean(expected[:6]) + np.mean(expected[6:])) / 2, abs=1e-6)
+    assert figures["validation_loss"] == pytest.approx(np.nanmean((predicted - actual) ** 2), rel=1e-5)
+    assert figures["validation_identification"] == 1
+
+
+class TestATrainedNetwork:
+    def test_keeps_its_history_and_the_weights_that_validated_best(self, finished: Path) -> None:
+        history = pd.read_parquet(finished / "models" / "unet" / "history.parquet")
+        assert list(history["epoch"]) == list(range(8))
+        assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+        (best,) = history.index[history["best"] == 1]
+        assert best == history["validation_loss"].idxmin()
+
+    def test_says_what_it_was_trained_on(self, finished: Path) -> None:
+        import json
+
+        study = Study(str(finished))
+        provenance = json.loads((finished / "models" / "unet" / "model.json").read_text())["provenance"]
+        assert provenance["training"] == usable(study, "train")
+        assert provenance["settings"]["train"]["epochs"] == 8
+
+    def test_starts_from_the_checkpoint_when_only_the_end_was_lost(
+        self, tools: Tools, finished: Path, tmp_path: Path
+    ) -> None:
+        root = tmp_path / "study"
+        shutil.copytree(finished, root)
+        weights = (root / "models" / "unet" / "model.safetensors").read_bytes()
+        shutil.rmtree(root / "models" / "unet")
+        shutil.rmtree(root / "receipts" / "train" / "unet")
+        tools.dtg("train", str(root), "--model", "unet", "--quiet")
+        assert (root / "models" / "unet" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_network(tools: Tools, tmp_path: Path) -> None:
+    settings = yaml.safe_load(tools.settings.read_text())
+    settings["models"] = {
+        "unet": {
+            "kind": "network",
+            "width": 2,
+            "norm": "instance",
+            "train": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 1, "loss": "mse"},
+        },
+        "single": {
+            "kind": "network",
+            "width": 2,
+            "norm": "instance",
+            "train": {"epochs": 2, "batch_size": 4, "workers": 1, "cpus_per_worker": 1, "loss": "mse"},
+        },
+    }
+    path, root = tmp_path / "settings.yaml", tmp_path / "study"
+    path.write_text(yaml.safe_dump(settings))
+    tools.dtg("init", str(root), "--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(path))
+    for stage in ("connectomes", "contrasts"):
+        tools.dtg(stage, str(root), "--inline")
+    tools.dtg("train", str(root), "--quiet")
+    two, one = (
+        safetensors.numpy.load((root / "models" / name / "model.safetensors").read_bytes())
+        for name in ("unet", "single")
+    )
+    # batches of equal size without missing maps would agree exactly; missing ones weigh a little differently
+    weights = [name for name in two if name.startswith("network.") and name.endswith("weight")]
+    difference = max(float(np.abs(two[name] - one[name]).max()) for name in weights)
+    assert difference < 0.02
+    assert load_model(Study(str(root)), "unet").kind == "network"
+
+
+class TestWhatCannotBeTrained:
+    def test_a_contrast_that_nobody_has(self, tools: Tools, tmp_path: Path) -> None:
+        root = tmp_path / "study"
+        settings = yaml.safe_load(tools.settings.read_text())
+        settings["contrasts"] = ["MOTOR_LH", "MOTOR_NOBODY"]
+        path = tmp_path / "settings.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        tools.dtg("init", str(root), "--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(path))
+        for stage in ("connectomes", "contrasts"):
+            tools.dtg(stage, str(root), "--inline")
+        done = tools.dtg("train", str(root), "--model", "group_mean", "--inline", check=1)
+        assert "MOTOR_NOBODY" in done.stderr
+        assert not (root / "models" / "group_mean").exists()
+
+    def test_a_model_the_study_does_not_have(self, tools: Tools, finished: Path) -> None:
+        assert "group_mean, linear, unet" in tools.dtg("train", str(finished), "--model", "vnet", check=1).stderr

@@ -1,0 +1,220 @@
+"""study.yaml: what it may say, what it says by default, and its fingerprint."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from dtg_ray.config import (
+    BaselineConfig,
+    ConnectomeConfig,
+    NetworkConfig,
+    StudyConfig,
+    TrainConfig,
+    fingerprint,
+    merge,
+    parse,
+    read_yaml,
+    to_yaml,
+)
+from dtg_ray.errors import ConfigError
+
+MINIMAL = {"rois": ["rois.nii.gz"], "contrasts": ["LH", "RH"]}
+
+
+class TestDefaults:
+    def test_are_those_of_the_published_model(self):
+        assert NetworkConfig().model_dump(exclude={"train"}) == {
+            "kind": "network",
+            "architecture": "attention_unet",
+            "depth": 1,
+            "width": 64,
+            "convs_per_block": 1,
+            "activation": "relu",
+            "norm": "batch",
+        }
+        train = TrainConfig()
+        assert (train.loss, train.epochs, train.batch_size, train.learning_rate) == ("crr", 100, 10, 1e-3)
+        prediction = parse(MINIMAL).prediction
+        assert (prediction.folds, prediction.seed, prediction.alpha) == (5, 42, "features/samples")
+        assert prediction.permutations == 1000
+
+    def test_make_a_whole_study(self):
+        config = parse(MINIMAL)
+        assert list(config.models) == ["group_mean", "linear", "unet"]
+        assert config.grid.resolution == 2
+        assert config.feature_sets() == ("synthetic:unet", "measured", "connectome")
+
+    def test_of_one_study_are_not_those_of_another(self):
+        one, other = parse(MINIMAL), parse(MINIMAL)
+        one.models["mine"] = BaselineConfig(kind="linear")
+        assert "mine" not in other.models
+        assert "mine" not in parse(MINIMAL).models
+
+    def test_are_written_out(self):
+        config = parse(MINIMAL)
+        document = read_yaml(to_yaml(config), "study.yaml")
+        assert document == config.model_dump(mode="json")
+        assert parse(document) == config
+
+
+PLACES = [
+    ((), "grit"),
+    (("grid",), "resolutoin"),
+    (("cohort",), "blocksize"),
+    (("connectomes",), "window"),
+    (("models", "unet"), "witdh"),
+    (("models", "unet", "train"), "lr"),
+    (("models", "linear"), "width"),
+    (("synthesis",), "slabs"),
+    (("prediction",), "fold"),
+]
+
+
+@pytest.mark.parametrize(("place", "key"), PLACES)
+def test_an_unknown_key_is_an_error_that_names_it(place, key):
+    document = parse(MINIMAL).model_dump(mode="json")
+    inner = document
+    for name in place:
+        inner = inner[name]
+    inner[key] = 1
+    with pytest.raises(ConfigError, match=f"{'.'.join([*place, key])}: Extra inputs are not permitted") as caught:
+        parse(document)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rois": None}, "rois: "),
+        ({"version": 2}, "version: Input should be 1"),
+        ({"grid": {"resolution": 0}}, "grid.resolution: "),
+        ({"grid": {"resolution": 21}}, "grid.resolution: "),
+        ({"cohort": {"block_size": 0}}, "cohort.block_size: "),
+        ({"cohort": {"validation": 0.5, "test": 0.5}}, r"got validation \+ test = 1, expected less than 1"),
+        ({"connectomes": {"tr": -1}}, "connectomes.tr: "),
+        ({"connectomes": {"interpolation": "cubic"}}, "connectomes.interpolation: "),
+        ({"models": {}}, "models: "),
+        ({"models": {"a/b": {"kind": "linear"}}}, "models.a/b"),
+        ({"models": {"../up": {"kind": "linear"}}}, "models.../up"),
+        ({"models": {"x": {"kind": "magic"}}}, "models.x: .*magic"),
+        ({"models": {"x": {"width": 3}}}, "models.x: "),
+        ({"models": {"x": {"kind": "network", "train": {"batch_size": 1}}}}, "batch_size: "),
+        ({"prediction": {"features": ["synthetic:resnet"]}}, r"got \['synthetic:resnet'\], expected some of \["),
+        ({"prediction": {"alpha": "many"}}, "prediction.alpha"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_its_place(changes, message):
+    with pytest.raises(ConfigError, match=f"study.yaml does not hold: .*{message}"):
+        parse({**MINIMAL, **changes})
+
+
+def test_all_mistakes_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"rois: .*; contrasts: .*; grid.resolution: .*; wrong: "):
+        parse({"grid": {"resolution": -1}, "wrong": 1})
+
+
+def test_a_config_is_frozen():
+    for config, name in ((parse(MINIMAL), "grid"), (ConnectomeConfig(), "windows"), (TrainConfig(), "seed")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(config, name, 1)
+
+
+class TestFeatureSets:
+    def test_given_ones_are_kept(self):
+        config = parse({**MINIMAL, "prediction": {"features": ["measured", "synthetic:linear"]}})
+        assert config.feature_sets() == ("measured", "synthetic:linear")
+
+    def test_without_a_network_the_first_model_is_taken(self):
+        config = parse({**MINIMAL, "models": {"mean": {"kind": "group_mean"}, "lin": {"kind": "linear"}}})
+        assert config.feature_sets() == ("synthetic:mean", "measured", "connectome")
+
+
+class TestYAML:
+    def test_nothing_is_no_settings(self):
+        assert read_yaml("# nothing", "x.yaml") == {}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a: [1", "x.yaml: not YAML"),
+            ("- a\n- b", "x.yaml: got a list, expected a mapping"),
+            ("text", "x.yaml: got a str, expected a mapping"),
+            ("!!python/object/apply:os.getcwd []", "x.yaml: not YAML"),
+        ],
+    )
+    def test_what_is_no_mapping_is_refused(self, text, message):
+        with pytest.raises(ConfigError, match=message):
+            read_yaml(text, "x.yaml")
+
+
+class TestMerge:
+    def test_goes_mapping_by_mapping(self):
+        base = {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": 3}
+        changes = {"a": {"y": {"w": 5}}, "b": [3], "d": {"e": 1}}
+        assert merge(base, changes) == {"a": {"x": 1, "y": {"z": 2, "w": 5}}, "b": [3], "c": 3, "d": {"e": 1}}
+
+    def test_leaves_both_alone(self):
+        base, changes = {"a": {"x": 1}}, {"a": {"y": 2}}
+        merge(base, changes)
+        assert (base, changes) == ({"a": {"x": 1}}, {"a": {"y": 2}})
+
+    def test_something_else_replaces_a_mapping(self):
+        assert merge({"a": {"x": 1}}, {"a": None}) == {"a": None}
+        assert merge({"a": None}, {"a": {"x": 1}}) == {"a": {"x": 1}}
+
+
+class TestFingerprint:
+    def test_does_not_depend_on_the_order_of_keys(self):
+        items = [("a", 1), ("b", [1, {"x": None, "y": 2.5}]), ("c", "ä")]
+        assert len({fingerprint(dict(order)) for order in itertools.permutations(items)}) == 1
+
+    def test_a_config_is_its_contents(self):
+        config = parse(MINIMAL)
+        assert fingerprint(config) == fingerprint(config.model_dump(mode="json"))
+        assert fingerprint(config) == fingerprint(parse(read_yaml(to_yaml(config), "")))
+
+    @pytest.mark.parametrize(
+        "other",
+        [(1, "a"), ("a", 2), ("a",), ("a", 1, None), ("a", "1"), (["a", 1],), ("a1",)],
+    )
+    def test_tells_apart(self, other):
+        assert fingerprint(*other) != fingerprint("a", 1)
+
+    def test_every_setting_counts(self):
+        """Whatever decides what is computed changes the fingerprint."""
+        base = parse(MINIMAL).model_dump(mode="json")
+        changes = [
+            {"grid": {"resolution": 3}},
+            {"cohort": {"seed": 1}},
+            {"connectomes": {"windows": 2}},
+            {"models": {"unet": {"width": 8}}},
+            {"models": {"unet": {"train": {"seed": 1}}}},
+            {"synthesis": {"slab": 8}},
+            {"prediction": {"folds": 3}},
+            {"contrasts": ["RH", "LH"]},
+        ]
+        hashes = {fingerprint(parse(merge(base, change))) for change in ({}, *changes)}
+        assert len(hashes) == len(changes) + 1
+
+    def test_is_the_same_in_every_process_and_every_year(self):
+        """Receipts outlive processes and versions; Python's own hash would not."""
+        text = "from dtg_ray.config import fingerprint as f; print(f('a', 1, {'y': 0.1, 'x': [True, None, 'ä']}))"
+        values = {
+            subprocess.run(
+                [sys.executable, "-c", text],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for seed in ("1", "2")
+        }
+        assert values == {"e9376aabebf629f9"}
+
+
+def test_every_setting_of_a_study_has_a_place_in_the_file():
+    assert set(parse(MINIMAL).model_dump()) == set(StudyConfig.model_fields)

@@ -1,0 +1,262 @@
+"""What a study owes: which receipts hold today, what makes them stale, and counts that add up."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from cohort_files import make_study, roi_maps, write_image
+from dtg_ray import ledger
+from dtg_ray.ledger import MODEL, account, block_number, block_unit, failures, model_hash, stages, status
+from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.study import CONFIG, PHENOTYPES, ROIS, Study
+
+BLOCKS = ["block-00000", "block-00001", "block-00002"]
+MODELS = {"mean": {"kind": "group_mean"}, "unet": {"kind": "network", "train": {"epochs": 3}}}
+ORDER = [
+    "connectomes",
+    "contrasts",
+    "train/mean",
+    "train/unet",
+    "synthesize/mean",
+    "synthesize/unet",
+    "evaluate/mean",
+    "evaluate/unet",
+    "predict/synthetic-unet",
+    "predict/measured",
+    "predict/connectome",
+]
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path, models=MODELS)
+
+
+def settle(study, stage, failed=(), units=None):
+    """Commit units of a stage as today's work."""
+    owed = account(study, stage).owed
+    for unit in units or owed:
+        if unit == MODEL:
+            rows = [Row(stage.split("/")[1], "done")]
+        else:
+            people = study.block(block_number(unit))["subject"]
+            rows = [
+                Row(who, "failed", error_type="ShapeError", message=f"{who}: bad")
+                if who in failed
+                else Row(who, "done")
+                for who in people
+            ]
+        Receipts(study.storage, stage).write(unit, rows, fingerprint=str(owed[unit]), attempt=1, host="here")
+
+
+def train(study, model, weights="w1"):
+    study.storage.write(f"models/{model}/model.json", json.dumps({"sha256": weights}).encode())
+    settle(study, f"train/{model}")
+
+
+def finish(study):
+    """Everything, in order."""
+    for stage in stages(study):
+        verb, _, name = stage.partition("/")
+        train(study, name) if verb == "train" else settle(study, stage)
+
+
+def change(study, **settings):
+    """study.yaml with other settings, opened anew."""
+    document = yaml.safe_load(study.storage.read(CONFIG))
+    for key, value in settings.items():
+        document[key] = {**document[key], **value} if isinstance(value, dict) else value
+    study.storage.write(CONFIG, yaml.safe_dump(document).encode())
+    return Study(study.uri)
+
+
+def stale(study):
+    return [stage for stage in stages(study) if account(study, stage).pending()]
+
+
+class TestOrder:
+    def test_is_that_in_which_stages_run(self, study):
+        assert stages(study) == ORDER
+
+    def test_a_stage_waits_for_the_one_before(self, study):
+        """None is owed where nobody can say yet what the work will be."""
+        for stage in ORDER:
+            assert account(study, stage).pending()
+        assert None not in account(study, "connectomes").owed.values()
+        assert set(account(study, "synthesize/unet").owed.values()) == {None}
+        for stage in ORDER:
+            owed = account(study, stage).owed
+            assert None not in owed.values(), stage
+            verb, _, name = stage.partition("/")
+            train(study, name) if verb == "train" else settle(study, stage)
+            assert account(study, stage).pending() == []
+        assert stale(study) == []
+
+    def test_blocks_are_synthesized_as_soon_as_their_connectomes_are_there(self, study):
+        train(study, "unet")
+        settle(study, "connectomes", units=BLOCKS[1:2])
+        owed = account(study, "synthesize/unet").owed
+        assert [unit for unit, today in owed.items() if today] == [BLOCKS[1]]
+
+    def test_units_are_named_by_their_block(self):
+        assert (block_unit(7), block_number("block-00007")) == ("block-00007", 7)
+
+
+class TestPending:
+    def test_is_what_has_no_receipt(self, study):
+        assert account(study, "connectomes").pending() == BLOCKS
+        settle(study, "connectomes", units=BLOCKS[1:2])
+        assert account(study, "connectomes").pending() == [BLOCKS[0], BLOCKS[2]]
+        assert account(study, "connectomes").settled == {BLOCKS[1]}
+
+    def test_failed_subjects_are_settled_until_asked_for(self, study):
+        settle(study, "connectomes", failed=["sub-03"])
+        assert account(study, "connectomes").pending() == []
+        assert account(study, "connectomes").pending(retry_failed=True) == [BLOCKS[1]]
+
+    def test_a_receipt_of_other_work_does_not_hold(self, study):
+        settle(study, "connectomes")
+        Receipts(study.storage, "connectomes").write(
+            BLOCKS[0], [Row("sub-01", "done")], fingerprint="0" * 16, attempt=2, host=""
+        )
+        assert account(study, "connectomes").pending() == BLOCKS[:1]
+        assert "sub-01" not in account(study, "connectomes").subjects("done")
+
+    def test_a_torn_receipt_does_not_hold(self, study):
+        settle(study, "connectomes")
+        study.storage.write(Receipts(study.storage, "connectomes").name(BLOCKS[2]), b"torn")
+        assert account(study, "connectomes").pending() == BLOCKS[2:]
+
+    def test_a_receipt_of_a_block_that_is_no_more_is_not_looked_at(self, study):
+        settle(study, "connectomes")
+        Receipts(study.storage, "connectomes").write(
+            "block-00099", [Row("sub-99", "done")], fingerprint="x", attempt=1, host=""
+        )
+        assert len(account(study, "connectomes").rows) == 6
+
+
+class TestStale:
+    """A changed setting makes exactly that work stale that depends on it."""
+
+    # what waits for stale work has no fingerprint, so it is pending as well
+    AFTER_MODEL = ["synthesize/unet", "evaluate/unet", "predict/synthetic-unet"]
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            (
+                {"connectomes": {"windows": 2}},
+                [stage for stage in ORDER if stage not in {"contrasts", "predict/measured"}],
+            ),
+            (
+                {"contrasts": ["MOTOR_LH"]},
+                [
+                    stage
+                    for stage in ORDER
+                    if stage not in {"connectomes", "predict/connectome"}
+                    and not stage.startswith(("synthesize", "predict/synthetic"))
+                ],
+            ),
+            ({"models": {"unet": {"kind": "network", "train": {"epochs": 4}}}}, ["train/unet"]),
+            ({"models": {"other": {"kind": "linear"}}}, ["train/other", "synthesize/other", "evaluate/other"]),
+            ({"prediction": {"folds": 3}}, ["predict/synthetic-unet", "predict/measured", "predict/connectome"]),
+            ({"prediction": {"features": ["measured"]}}, []),
+            ({"synthesis": {"cpus_per_actor": 2}}, []),
+        ],
+    )
+    def test_after_a_change(self, study, settings, expected):
+        finish(study)
+        assert stale(change(study, **settings)) == expected
+
+    def test_nothing_after_opening_again(self, root):
+        study = make_study(root, models=MODELS)
+        finish(study)
+        assert stale(Study(study.uri)) == []
+
+    def test_other_weights(self, study):
+        """The maps depend on what was learnt, not on how."""
+        finish(study)
+        train(study, "unet", weights="w2")
+        assert stale(study) == self.AFTER_MODEL
+
+    def test_other_rois(self, study, tmp_path):
+        finish(study)
+        write_image(tmp_path / "data/rois.nii.gz", roi_maps() * 2)
+        from dtg_ray.stages.init import write_space
+
+        write_space(study, study.config)
+        assert stale(Study(study.uri)) == ORDER
+
+    def test_other_phenotypes(self, study, tmp_path):
+        finish(study)
+        table = pd.read_parquet(tmp_path / "study" / PHENOTYPES)
+        table.loc[2, "age"] += 1
+        study.storage.write(PHENOTYPES, table.to_parquet(index=False))
+        assert stale(Study(study.uri)) == ["predict/synthetic-unet", "predict/measured", "predict/connectome"]
+
+    def test_a_subject_that_fails_the_second_time(self, study):
+        """The block's maps then have another subject missing, and so have the tables made of them."""
+        finish(study)
+        settle(study, "connectomes", failed=["sub-05"])
+        again = account(study, "synthesize/unet")
+        assert again.pending() == BLOCKS[2:]
+        assert account(study, "train/unet").pending() == []
+        assert account(study, "predict/connectome").pending() == [MODEL]
+
+
+class TestCounts:
+    def test_add_up_to_the_cohort_at_every_moment(self, study):
+        by_block = [stage for stage in ORDER if stage.split("/")[0] in {"connectomes", "contrasts", "synthesize"}]
+
+        def counts():
+            table = status(study).set_index("stage")
+            sums = table[["done", "failed", "excluded", "pending"]].sum(axis=1)
+            assert sums[by_block].tolist() == [6] * len(by_block)
+            assert sums.drop(by_block).tolist() == [1] * (len(ORDER) - len(by_block))
+            assert (table >= 0).all(axis=None)
+            return table
+
+        assert counts()["done"].sum() == 0
+        settle(study, "connectomes", units=BLOCKS[:2], failed=["sub-02"])
+        assert counts().loc["connectomes"].to_dict() == {
+            "units": 3,
+            "settled": 2,
+            "done": 3,
+            "failed": 1,
+            "excluded": 0,
+            "pending": 2,
+        }
+        finish(study)
+        table = counts()
+        assert (table["pending"] == 0).all()
+        assert (table["settled"] == table["units"]).all()
+
+    def test_failures_are_listed_with_their_reason(self, study):
+        assert len(failures(study)) == 0
+        settle(study, "connectomes", failed=["sub-02", "sub-06"])
+        settle(study, "contrasts", failed=["sub-02"])
+        assert failures(study).to_dict("records") == [
+            {"stage": stage, "subject": who, "error_type": "ShapeError", "message": f"{who}: bad"}
+            for stage, who in (("connectomes", "sub-02"), ("connectomes", "sub-06"), ("contrasts", "sub-02"))
+        ]
+
+    def test_only_receipts_are_read(self, study):
+        """Counts must not depend on arrays, which can hold anything."""
+        finish(study)
+        assert not any(name.endswith("connectomes.zarr/zarr.json") for name in study.storage.names(""))
+        assert (status(study)["pending"] == 0).all()
+
+
+def test_a_model_that_is_not_trained_has_no_hash(study):
+    assert model_hash(study, "unet") is None
+    train(study, "unet", "abc")
+    assert model_hash(study, "unet") == "abc"
+
+
+def test_fingerprints_change_with_the_format_of_the_outputs(study, monkeypatch):
+    finish(study)
+    monkeypatch.setattr(ledger, "FORMAT", ledger.FORMAT + 1)
+    assert stale(study) == ORDER
+    assert study.storage.exists(ROIS)
