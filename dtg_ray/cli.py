@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,16 +44,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.verb(options))
     except DTGError as error:
-        print(f"dtg: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"     {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _complain(str(error), error.hint, error.exit_code)
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("DTG_TRACEBACK") or not _is_storage_trouble(error):
+            raise
+        return _complain(f"storage: {type(error).__name__}: {error}", "DTG_TRACEBACK=1 shows where")
     except KeyboardInterrupt:
         print(
             "dtg: interrupted; what has a receipt is done, the same command goes on from there",
             file=sys.stderr,
         )
         return 130
+
+
+def _complain(message: str, hint: str = "", exit_code: int = 1) -> int:
+    print(f"dtg: {message}", file=sys.stderr)
+    if hint:
+        print(f"     {hint}", file=sys.stderr)
+    return exit_code
+
+
+def _is_storage_trouble(error: Exception) -> bool:
+    """Whether an error is the disk's, the bucket's or the network's, and not a defect of ours."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("botocore.", "aiobotocore."))
 
 
 def parser() -> argparse.ArgumentParser:

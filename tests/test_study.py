@@ -1,6 +1,7 @@
 """A study, opened: tables in order, maps as images and as xarray."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import dtg_ray
@@ -49,11 +50,7 @@ class TestTables:
         assert cohort_bytes(study.cohort) == study.storage.read(COHORT)
 
     def test_somebody_without_phenotypes_has_empty_ones(self, study):
-        import io
-
-        import pandas as pd
-
-        table = pd.read_parquet(io.BytesIO(study.storage.read(PHENOTYPES)))
+        table = pd.read_parquet(study.storage.uri(PHENOTYPES))
         study.storage.write(PHENOTYPES, table.iloc[::-1].iloc[:4].to_parquet(index=False))
         ages = Study(study.uri).phenotypes["age"]
         assert ages.index.tolist() == study.cohort["subject"].tolist()

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dtg_ray.errors import StudyError, UsageError
+from dtg_ray.errors import DTGError, StudyError, UsageError
 
 log = logging.getLogger(__name__)
 EMBEDDED_OBJECT_STORE = 256 * 2**20
@@ -163,7 +163,7 @@ def map_units(
     Raises
     ------
     StudyError
-        When not even one actor fits the machine or cluster.
+        When not even one actor fits the machine or cluster, or one fails for a reason that is no subject's.
     """
     if options.inline:
         instance = worker(*arguments)
@@ -184,7 +184,13 @@ def map_units(
         num_gpus=resources.gpus or None,
         memory=resources.memory or None,
     )
-    yield from dataset.iter_rows()
+    for result in dataset.iter_rows():
+        if result.get("error"):
+            raise StudyError(
+                f"{result['unit']}: {result['error']}",
+                hint="what has a receipt is done; once the cause is gone, the same command goes on from there",
+            )
+        yield result
 
 
 class _Adapter:
@@ -194,8 +200,15 @@ class _Adapter:
         self.worker = worker(*arguments)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        results = [self.worker(str(unit)) for unit in batch["unit"]]
-        return {key: [result[key] for result in results] for key in results[0]}
+        """Do one unit. What stops it is told as a result: Ray would bury the reason in its own exceptions."""
+        (unit,) = (str(unit) for unit in batch["unit"])
+        try:
+            result = self.worker(unit)
+        except Exception as error:  # noqa: BLE001 - raised again by the driver
+            log.exception("%s", unit)
+            reason = str(error) if isinstance(error, DTGError) else f"{type(error).__name__}: {error}"
+            result = {"unit": unit, "error": reason}
+        return {key: [value] for key, value in result.items()}
 
 
 def _room(resources: Resources) -> int:

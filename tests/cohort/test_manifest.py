@@ -83,15 +83,15 @@ class TestSplits:
         ages = np.random.default_rng(1).choice(["old", "young"], 300)
         config = CohortConfig(stratify_by=("sex", "age"), validation=0.2, test=0.2)
         table = cohort(300, config, sex=sexes, age=ages)
-        shares = table.groupby([sexes, ages])["split"].value_counts(normalize=True).unstack()
-        np.testing.assert_allclose(shares[list(SPLITS)].to_numpy(), [[0.6, 0.2, 0.2]] * 4, atol=0.06)
+        counts = pd.crosstab([sexes, ages], table["split"])[list(SPLITS)].to_numpy()
+        np.testing.assert_allclose(counts, counts.sum(axis=1, keepdims=True) * [0.6, 0.2, 0.2], atol=1.5)
 
     def test_families_never_cross_splits(self):
         rng = np.random.default_rng(0)
         families = rng.integers(0, 90, 250).astype(str)
         sexes = rng.choice(["M", "F"], 250)
         table = cohort(250, family=families, sex=sexes)
-        assert (table.groupby("group")["split"].nunique() == 1).all()
+        assert table.drop_duplicates(["group", "split"])["group"].is_unique
         shares = table["split"].value_counts(normalize=True)
         np.testing.assert_allclose(shares[list(SPLITS)], [0.7, 0.1, 0.2], atol=0.03)
 

@@ -79,5 +79,5 @@ class TestRefused:
             table.find(str(tmp_path / "none.csv"))
 
     def test_not_a_table(self, tmp_path):
-        with pytest.raises(ConfigError, match="t.parquet: not a table"):
+        with pytest.raises(ConfigError, match=r"t.parquet: not a table"):
             table.find(write_bytes(tmp_path / "t.parquet", b"text"))

@@ -135,7 +135,7 @@ class TestWindows:
         parts = [list(range(volumes))[part] for part in windows(volumes, count)]
         assert len(parts) == count
         assert {len(part) for part in parts} == {length}
-        assert sum(parts, []) == list(range(count * length))
+        assert [volume for part in parts for volume in part] == list(range(count * length))
 
     @pytest.mark.parametrize(("volumes", "count"), [(9, 5), (1, 1), (0, 2)])
     def test_of_fewer_than_two_volumes_are_refused(self, volumes, count):

@@ -105,12 +105,13 @@ class TestWhole:
 
     def test_a_place_that_cannot_be_is_an_error_with_a_hint(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(StudyError, match="file/study.yaml: could not be written: ") as caught:
+        with pytest.raises(StudyError, match=r"file/study.yaml: could not be written: ") as caught:
             Storage(str(tmp_path / "file")).write("study.yaml", b"")
         assert "choose another root" in caught.value.hint
 
     @pytest.mark.s3
-    def test_a_bucket_that_is_not_there_is_an_error_with_a_hint(self, s3):
+    @pytest.mark.usefixtures("s3")
+    def test_a_bucket_that_is_not_there_is_an_error_with_a_hint(self):
         with pytest.raises(StudyError, match="s3://no-such-bucket/a: could not be written") as caught:
             Storage("s3://no-such-bucket").write("a", b"")
         assert caught.value.hint

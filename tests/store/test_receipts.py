@@ -1,5 +1,6 @@
 """Receipts: what was committed is read, what is torn counts as not done."""
 
+import io
 import logging
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from dtg_ray.store.files import Storage
 from dtg_ray.store.receipts import SCHEMA, VARYING, Receipts, Row
 
 ROWS = [
@@ -105,8 +107,6 @@ def zeros(data, begin, end):
 
 
 def other_columns(_):
-    import io
-
     buffer = io.BytesIO()
     pd.DataFrame({"subject": ["sub-01"]}).to_parquet(buffer)
     return buffer.getvalue()
@@ -118,7 +118,7 @@ class TestTorn:
     @pytest.mark.parametrize(
         "tear",
         [
-            lambda data: b"",
+            lambda _: b"",
             lambda data: data[:1],
             lambda data: data[: len(data) // 2],
             lambda data: data[:-1],
@@ -126,8 +126,8 @@ class TestTorn:
             lambda data: zeros(data, 4, 40),
             lambda data: zeros(data, -200, -8),
             lambda data: zeros(data, -8, -4),
-            lambda data: b"PAR1" * 100,
-            lambda data: b"<html>503</html>",
+            lambda _: b"PAR1" * 100,
+            lambda _: b"<html>503</html>",
             other_columns,
         ],
     )
@@ -151,7 +151,5 @@ class TestTorn:
 
 
 def test_receipts_are_plain_parquet(tmp_path):
-    from dtg_ray.store.files import Storage
-
     commit(Receipts(Storage(str(tmp_path)), "connectomes"))
     assert pq.read_schema(tmp_path / "receipts/connectomes/block-00000.parquet").equals(SCHEMA)
