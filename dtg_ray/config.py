@@ -63,6 +63,7 @@ class TrainConfig(_Frozen):
     margin: float = Field(1.0, ge=0, description="CR-R: by how much others' maps have to be further away")
     alpha: float = Field(0.1, ge=0, description="CR-R: weight of the contrastive part")
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP)")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network; the loss is float32")
     cpus_per_worker: int = Field(2, ge=1, description="also the number of torch threads")
     gpu: bool = Field(False, description="one GPU per worker")
     checkpoint_every: int = Field(5, ge=1, description="epochs between checkpoints")

@@ -26,7 +26,7 @@ from dtg_ray.config import merge
 from dtg_ray.errors import ConfigError, StudyError, UsageError
 from dtg_ray.stages import init
 from dtg_ray.store.files import Storage
-from dtg_ray.study import CONFIG, Study
+from dtg_ray.study import CONFIG, PHENOTYPES, Study
 
 
 def contents(root):
@@ -71,6 +71,16 @@ class TestMade:
         assert study.cohort["subject"].tolist() == ["001", "002", "003"]
         assert study.config.rois == tuple(rois)
         np.testing.assert_array_equal(study._rois_group["roi"][:], ["map1", "map2"])
+
+    def test_phenotypes_are_in_the_order_of_the_cohort_whatever_the_table(self, tmp_path):
+        write_cohort(tmp_path / "data")
+        people = pd.read_csv(tmp_path / "data/participants.tsv", sep="\t")
+        people.loc[len(people)] = ["sub-99", "F", 60]
+        write_table(tmp_path / "data/participants.tsv", people.iloc[::-1])
+        study = again(tmp_path).study
+        table = pd.read_parquet(study.storage.uri(PHENOTYPES))
+        assert table["subject"].tolist() == study.cohort["subject"].tolist()
+        assert table["age"].tolist() == [50, 51, 52, 53, 54, 55]
 
     def test_settings_are_those_given(self, tmp_path):
         study = make_study(tmp_path, connectomes={"tr": 2.4}, models={"mean": {"kind": "group_mean"}})

@@ -40,19 +40,20 @@ class Parameters:
 
     pairs: int = 2  # pairs of blobs per network, left and right
     width: tuple[float, float] = (8.0, 13.0)  # range of the standard deviation of a blob
-    displacement: float = 4.5  # standard deviation per axis of a blob's shift
+    displacement: float = 6.0  # standard deviation per axis of a blob's shift
     shape_spread: float = 0.12  # standard deviation of log width
-    weight_spread: float = 0.25  # standard deviation of log blob weight
-    gain_spread: float = 0.35  # standard deviation of log gain
+    weight_spread: float = 0.2  # standard deviation of log blob weight
+    gain_spread: float = 0.3  # standard deviation of log gain
     common_gain: float = 0.5  # correlation of every network's gain with the factor common to all
     age_effect: float = 0.12  # fall of log gain per standard deviation of age
     family_share: float = 0.5  # share of the variance of gains that siblings have in common
-    coupling: float = 0.5  # spread of the networks' loadings on the shared fluctuations
+    coupling: float = 0.25  # spread of the networks' loadings on fluctuations they share
+    segregation: float = 0.4  # fall of log coupling per standard deviation of the weighted gain traits
     autocorrelation: float = 2.0  # decay time of time courses
     percent: float = 0.02  # BOLD change of a network at its mean peak, relative to the baseline
-    voxel_noise: float = 1.2
-    global_noise: float = 0.6
-    threshold: float = 0.4  # networks act in a task above this
+    voxel_noise: float = 1.0
+    global_noise: float = 0.15
+    threshold: float = 0.2  # networks act in a task above this
     product: float = 0.6  # strength of products of networks, relative to rectified ones
     task_noise: float = 1.0
     task_scale: float = 1.0  # standard deviation of a term of a contrast over voxels, z
@@ -87,8 +88,8 @@ class Population:
     centres : (K, B, 3) float64, mm
     widths : (K, B) float64, mm
     weights : (K, B) float64
-    coupling : (K, K) float64
-        Correlations of the network time courses.
+    loadings : (K, 3) float64
+        Of each network on fluctuations that networks share, in units of a subject's coupling.
     score_weights : (K,) float64
         Direction of the gain traits that drives `network_score`, scaled so that the sum has variance 1.
     contrasts : list of Contrast
@@ -97,7 +98,7 @@ class Population:
     centres: Float64
     widths: Float64
     weights: Float64
-    coupling: Float64
+    loadings: Float64
     score_weights: Float64
     contrasts: list[Contrast] = field(default_factory=list)
 
@@ -122,6 +123,8 @@ class Subject:
     weights : (K, B) float64
         Factor on the height of each blob.
     displacements : (K, B, 3) float64, mm
+    coupling : float
+        How strongly the networks' time courses go together.
     scores : dict of str to float
         Phenotypes as written.
     expected : dict of str to float
@@ -137,6 +140,7 @@ class Subject:
     shapes: Float64
     weights: Float64
     displacements: Float64
+    coupling: float
     scores: dict[str, float]
     expected: dict[str, float]
 
@@ -171,12 +175,8 @@ def draw_population(
     centres = np.concatenate([seeds, seeds * [-1, 1, 1]], axis=1)  # (K, B, 3)
     widths = rng.uniform(*parameters.width, size=(rois, blobs))
     weights = rng.uniform(0.7, 1.0, size=(rois, blobs))
-    loadings = parameters.coupling * rng.standard_normal((rois, 3))  # (K, 3)
-    covariance = loadings @ loadings.T + np.eye(rois)  # (K, K)
-    scale = np.sqrt(np.diag(covariance))
-    plain = Population(
-        centres, widths, weights, covariance / np.outer(scale, scale), _score_weights(rng, rois, parameters)
-    )
+    loadings = rng.standard_normal((rois, 3))
+    plain = Population(centres, widths, weights, loadings, _score_weights(rng, rois, parameters))
     typical = network_maps(coordinates, plain, replace(parameters, displacement=0))
     plain.contrasts.extend(_draw_contrast(rng, task, name, typical, parameters) for task, name in names)
     return plain
@@ -192,7 +192,8 @@ def draw_subject(seed: int, index: int, family: int, population: Population, par
     own = _traits(rng, rois, parameters.common_gain)
     share = parameters.family_share
     traits = np.sqrt(share) * shared + np.sqrt(1 - share) * own  # (K,)
-    expected, scores = _phenotypes(rng, float(population.score_weights @ traits), ageing, sex, parameters)
+    overall = float(population.score_weights @ traits)
+    expected, scores = _phenotypes(rng, overall, ageing, sex, parameters)
     return Subject(
         age=age,
         sex=sex,
@@ -203,6 +204,7 @@ def draw_subject(seed: int, index: int, family: int, population: Population, par
         shapes=np.exp(parameters.shape_spread * rng.standard_normal((rois, blobs))),
         weights=np.exp(parameters.weight_spread * rng.standard_normal((rois, blobs))),
         displacements=parameters.displacement * rng.standard_normal((rois, blobs, 3)),
+        coupling=parameters.coupling * float(np.exp(parameters.age_effect * ageing - parameters.segregation * overall)),
         scores=scores,
         expected=expected,
     )
@@ -242,14 +244,19 @@ def network_maps(
 
 
 def rest_timecourses(
-    rng: np.random.Generator, coupling: Float64, volumes: int, tr: float, parameters: Parameters
+    rng: np.random.Generator, loadings: Float64, volumes: int, tr: float, parameters: Parameters
 ) -> tuple[Float32, Float32]:
-    """Autocorrelated time courses of variance 1: (T, K) of the networks and (T, 1) of the global signal."""
+    """Autocorrelated time courses of variance 1: (T, K) of the networks and (T, 1) of the global signal.
+
+    Networks with alike rows of `loadings` (K, F) go together; without loadings they are independent.
+    """
+    covariance = loadings @ loadings.T + np.eye(len(loadings))  # (K, K)
+    scale = np.sqrt(np.diag(covariance))
     memory = float(np.exp(-tr / parameters.autocorrelation))
     burn_in = 50
-    white = rng.standard_normal((volumes + burn_in, len(coupling) + 1)) * np.sqrt(1 - memory**2)
+    white = rng.standard_normal((volumes + burn_in, len(loadings) + 1)) * np.sqrt(1 - memory**2)
     series = lfilter([1.0], [1.0, -memory], white, axis=0)[burn_in:]  # (T, K + 1)
-    networks = series[:, :-1] @ np.linalg.cholesky(coupling).T  # (T, K)
+    networks = series[:, :-1] @ np.linalg.cholesky(covariance / np.outer(scale, scale)).T  # (T, K)
     return networks.astype(np.float32), series[:, -1:].astype(np.float32)
 
 

@@ -338,7 +338,7 @@ def _rest(cohort: Cohort, index: int, subject: Subject, maps: NDArray[np.float32
     options, strength = cohort.options, cohort.parameters
     rng = generative.generator(options.seed, generative.SUBJECT, index, generative.REST)
     networks, common = generative.rest_timecourses(
-        rng, cohort.population.coupling, options.volumes, options.tr, strength
+        rng, subject.coupling * cohort.population.loadings, options.volumes, options.tr, strength
     )
     mean = generative.baseline(cohort.grid.coordinates, cohort.grey, subject) / np.float32(STEP)
     change = mean * np.float32(strength.percent)  # (V,)
@@ -414,8 +414,8 @@ def _write_tables(cohort: Cohort) -> None:
         label = subject_label(index)
         people.append(f"{label}\t{truth.age}\t{truth.sex}\tsite-{truth.site}\tfam-{truth.family:04d}")
         scores.append("\t".join([label, *(f"{value:.6f}" for value in truth.scores.values())]))
-    _write_once(cohort.folder / "participants.tsv", lambda: ("\n".join(people) + "\n").encode())
-    _write_once(cohort.folder / "phenotypes.tsv", lambda: ("\n".join(scores) + "\n").encode())
+    _write_once(cohort.folder / "participants.tsv", ("\n".join(people) + "\n").encode)
+    _write_once(cohort.folder / "phenotypes.tsv", ("\n".join(scores) + "\n").encode)
     _write_json(cohort.folder / "truth.json", _truth(cohort, truths))
 
 
@@ -438,7 +438,7 @@ def _truth(cohort: Cohort, truths: list[Subject]) -> dict[str, Any]:
         "contrasts": [asdict(contrast) for contrast in population.contrasts],
         "networks": {
             key: getattr(population, key).tolist()
-            for key in ("centres", "widths", "weights", "coupling", "score_weights")
+            for key in ("centres", "widths", "weights", "loadings", "score_weights")
         },
         "phenotypes": {
             name: {"recipe": recipe[name], "noise_ceiling": float(np.sqrt(shares[name]))} for name in recipe

@@ -95,8 +95,8 @@ def _fortran_index(voxels: NDArray[np.int64], box: NDArray[np.int64]) -> NDArray
 
 def _trilinear(voxels: NDArray[np.float64], inside: NDArray[np.bool_], box: NDArray[np.int64]) -> sparse.csr_array:
     """Weights of the eight voxels around each point, (V, X*Y*Z) float32; empty rows outside."""
-    low = np.minimum(np.floor(voxels), np.maximum(box - 2, 0)).astype(np.int64)
-    fraction = voxels - low  # (V, 3) in 0..1
+    low = np.floor(voxels).astype(np.int64)
+    fraction = voxels - low  # (V, 3) in 0..1, 0 on the last voxel of an axis, so that none beyond it is used
     rows, columns, weights = [], [], []
     for corner in itertools.product((0, 1), repeat=3):
         weight = np.where(corner, fraction, 1 - fraction).prod(axis=1)

@@ -90,17 +90,21 @@ class Series:
         for number in range(header.n_volumes):
             try:
                 raw = _read_exactly(self._stream, n_bytes)
-            except READ_ERRORS as error:
+            except EOFError as error:
                 raise self._cut_short(number, str(error)) from error
+            except READ_ERRORS as error:
+                raise self._damaged(number, error) from error
             if len(raw) < n_bytes:
                 raise self._cut_short(number, f"{len(raw)} of {n_bytes} bytes")
             yield np.frombuffer(raw, dtype=header.dtype)
         try:
             self._stream.read(1)  # reads and checks the gzip trailer
         except READ_ERRORS as error:
-            raise CorruptFileError(
-                f"the checksum at the end of the file does not hold: {error}", path=self.path
-            ) from error
+            raise self._damaged(header.n_volumes - 1, error) from error
+
+    def _damaged(self, number: int, error: Exception) -> CorruptFileError:
+        message = f"got a damaged file ({error}), found in volume {number + 1} of {self.header.n_volumes}"
+        return CorruptFileError(f"{message}, expected one whose checksum holds", path=self.path)
 
     def _cut_short(self, number: int, why: str) -> CorruptFileError:
         message = f"got a file that ends in volume {number + 1} ({why}), expected {self.header.n_volumes} volumes"

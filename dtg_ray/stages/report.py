@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import time
-
 import numpy as np
 import pandas as pd
 
@@ -13,9 +10,10 @@ from dtg_ray.report.pictures import side_by_side
 from dtg_ray.stages.evaluate import table_name
 from dtg_ray.stages.maps import require_settled, usable
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.single import settle
 from dtg_ray.stats.metrics import pearson
-from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table
 from dtg_ray.study import Study
 
@@ -30,16 +28,8 @@ def run(study: Study, options: Options) -> pd.DataFrame:
     pending = account.pending()
     needed = [f"evaluate/{name}" for name in study.config.models]
     waiting = require_settled(study, needed, "the report") if pending else ""
-    Plan(STAGE, 1, len(pending), N_SUBJECTS, memory=300 * 2**20, waiting=waiting).show(options)
-    if not pending or waiting or options.dry_run:
-        return account.rows
-    begin, receipts = time.perf_counter(), Receipts(study.storage, STAGE)
-    attempt = receipts.withdraw(ledger.MODEL)
-    row = _draw(study)
-    row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
-    today = str(account.owed[ledger.MODEL])
-    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
-    return ledger.account(study, STAGE).rows
+    todo = Plan(STAGE, 1, len(pending), N_SUBJECTS, memory=300 * 2**20, waiting=waiting)
+    return settle(study, account, todo, lambda _today: _draw(study), options)
 
 
 def _draw(study: Study) -> Row:

@@ -204,7 +204,7 @@ class _Adapter:
         (unit,) = (str(unit) for unit in batch["unit"])
         try:
             result = self.worker(unit)
-        except Exception as error:  # noqa: BLE001 - raised again by the driver
+        except Exception as error:
             log.exception("%s", unit)
             reason = str(error) if isinstance(error, DTGError) else f"{type(error).__name__}: {error}"
             result = {"unit": unit, "error": reason}

@@ -51,7 +51,7 @@ def train(settings: Mapping[str, Any]) -> None:
     state = _restore(network, optimizer, device)
     for epoch in range(state["epoch"] + 1, config.epochs):
         loss = _train_epoch(network, optimizer, data, settings["training"], config, epoch)
-        figures = _validate(network, data, settings["validation"]) if settings["validation"] else {}
+        figures = _validate(network, data, settings["validation"], config) if settings["validation"] else {}
         state = _advance(state, network, {"epoch": epoch, "loss": loss, **figures})
         _report(state, optimizer, config, settings["reporter"])
 
@@ -138,12 +138,19 @@ def _train_epoch(
     total = []
     for members in epoch_batches(subjects, config.batch_size, config.seed, epoch, *ranks):
         boxes, target = data.batch(members, random_window)
-        loss = _loss(data.grey(network(boxes)), target, config)
+        with _precision(config, data.device):
+            prediction = data.grey(network(boxes))
+        loss = _loss(prediction.float(), target, config)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         total.append(float(loss.detach()))
     return float(np.mean(total))
+
+
+def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Let convolutions compute in bfloat16, where the configuration asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def _loss(prediction: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
@@ -152,11 +159,11 @@ def _loss(prediction: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
     return losses.mse(prediction, target) if config.loss == "mse" else losses.mae(prediction, target)
 
 
-def _validate(network: nn.Module, data: Subjects, subjects: Sequence[str]) -> dict[str, float]:
+def _validate(network: nn.Module, data: Subjects, subjects: Sequence[str], config: TrainConfig) -> dict[str, float]:
     """MSE, r, diagonality and identification over grey matter, means over contrasts; subjects' first windows."""
     network.eval()
     predicted, actual = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), _precision(config, data.device):
         for subject in subjects:
             boxes, target = data.batch([subject], lambda _subject, _n: 0)
             predicted.append(data.grey(network(boxes)).float().cpu().numpy()[0])

@@ -84,6 +84,12 @@ class TestConnectome:
         assert (values[:, 2] == 0).all()
         assert (values[:, [0, 1, 3, 4, 5]] != 0).all()
 
+    def test_a_voxel_that_only_flickers_in_its_last_bit_gives_zero(self):
+        bold = bold_of(490, 6, dtype=np.float32)
+        bold[:, 2] = np.nextafter(np.float32(1000.1), (2000 * (np.arange(490) % 2)).astype(np.float32))
+        assert np.ptp(bold[:, 2]) > 0
+        assert (connectome(bold, normal(490, 4))[:, 2] == 0).all()
+
     @pytest.mark.parametrize("level", [0.0, 0.1, 0.3, 1000.1])
     def test_a_constant_roi_gives_zero(self, level):
         series = normal(97, 3)

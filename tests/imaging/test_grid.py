@@ -31,7 +31,7 @@ class TestMNI152:
         assert grid.n_voxels == 235_375
         np.testing.assert_array_equal(grid.affine, [[-2, 0, 0, 76], [0, 2, 0, -108], [0, 0, 2, -72], [0, 0, 0, 1]])
 
-    @pytest.mark.parametrize("resolution", [2, 4, 5, 16])
+    @pytest.mark.parametrize("resolution", [2, 4, 4.33, 5, 16])
     def test_mask_is_what_nilearn_resamples(self, resolution):
         grid = Grid.mni152(resolution)
         np.testing.assert_array_equal(grid.mask, resampled(load_mni152_brain_mask(resolution=1), grid))

@@ -123,7 +123,7 @@ def _collect(storage: Storage, people: Mapping[str, Participant], rest_task: str
 
 def _join(one: pd.DataFrame, other: pd.DataFrame, path: str) -> pd.DataFrame:
     """Two tables about people side by side; a column in both would have two meanings."""
-    if twice := sorted(set(one) & set(other) - {"subject"}):
+    if twice := [name for name in other.columns if name in one.columns and name != "subject"]:
         raise ConfigError(
             f"{path}: got columns {twice} that participants.tsv has as well, expected each in one table",
             hint="remove them from one of the two",
