@@ -51,7 +51,7 @@ class Parameters:
     segregation: float = 0.4  # fall of log coupling per standard deviation of the weighted gain traits
     autocorrelation: float = 2.0  # decay time of time courses
     percent: float = 0.02  # BOLD change of a network at its mean peak, relative to the baseline
-    voxel_noise: float = 1.0
+    voxel_noise: float = 2.0
     global_noise: float = 0.15
     threshold: float = 0.2  # networks act in a task above this
     product: float = 0.6  # strength of products of networks, relative to rectified ones
@@ -305,23 +305,31 @@ def _traits(rng: np.random.Generator, rois: int, loading: float) -> Float64:
 def _draw_contrast(rng: np.random.Generator, task: str, name: str, maps: Float32, parameters: Parameters) -> Contrast:
     """Draw up to three rectified networks, one negative, and two products of neighbours, equally strong."""
     networks = rng.choice(len(maps), size=min(3, len(maps)), replace=False)
-    overlap = maps @ maps.T  # (K, K)
-    np.fill_diagonal(overlap, -1)
-    rectified = [(int(k), sign * rng.uniform(0.8, 1.2)) for k, sign in zip(networks, (1, 1, -1), strict=False)]
-    products = [
-        (int(k), int(np.argmax(overlap[k])), sign * rng.uniform(0.8, 1.2))
-        for k, sign in zip(networks, (1, -1), strict=False)
-    ]
-    threshold = np.float32(parameters.threshold)
+    neighbours = _neighbours(maps)
+    pairs = rng.choice(neighbours, size=min(2, len(neighbours)), replace=False)
+    weights, threshold = rng.uniform(0.8, 1.2, size=5), np.float32(parameters.threshold)
+    signs = (1, 1, -1, parameters.product, -parameters.product)
+    strengths = weights * signs
     return Contrast(
         task,
         name,
-        [(k, float(weight / np.maximum(maps[k] - threshold, 0).std())) for k, weight in rectified],
         [
-            (k, other, float(parameters.product * weight / (maps[k] * maps[other]).std()))
-            for k, other, weight in products
+            (int(k), float(strength / np.maximum(maps[k] - threshold, 0).std()))
+            for k, strength in zip(networks, strengths[:3], strict=False)
+        ],
+        [
+            (int(i), int(j), float(strength / (maps[i] * maps[j]).std()))
+            for (i, j), strength in zip(pairs, strengths[3:], strict=False)
         ],
     )
+
+
+def _neighbours(maps: Float32) -> NDArray[np.int64]:
+    """Find the pairs of networks that overlap most, half as many as networks: (K // 2, 2)."""
+    first, second = np.triu_indices(len(maps), 1)
+    overlap = np.corrcoef(maps)[first, second]
+    best = np.argsort(-overlap, kind="stable")[: len(maps) // 2]
+    return np.stack([first[best], second[best]], axis=1)
 
 
 def _phenotypes(

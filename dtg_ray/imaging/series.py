@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ MAXIMUM_BYTES = 64 * 2**30
 """A header that promises more than this, unpacked, is not believed."""
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub calls the class an instance
-READ_ERRORS = (EOFError, OSError, ISAL_ERROR)
+READ_ERRORS = (EOFError, gzip.BadGzipFile, ISAL_ERROR)
+"""What damage inside a file raises; trouble on the way to it, such as a lost connection, is told as what it is."""
 HEADER_ERRORS = (HeaderDataError, WrapStructError, KeyError, ValueError, OverflowError)
 """What nibabel raises for headers that end early, or hold impossible codes, quaternions or offsets."""
 PIECE = 64 * 2**20

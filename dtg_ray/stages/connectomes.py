@@ -131,7 +131,7 @@ class ConnectomeWorker(BlockWorker):
                 path,
                 self.study.grid,
                 tr=config.tr,
-                minimum_volumes=config.minimum_volumes,
+                minimum_volumes=max(config.minimum_volumes, 2 * config.windows),
                 minimum_coverage=config.minimum_coverage,
                 interpolation=config.interpolation,
             )

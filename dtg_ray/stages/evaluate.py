@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import time
-
 import dask
 import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.errors import StudyError
 from dtg_ray.stages.maps import require_settled, usable
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.single import settle
 from dtg_ray.stages.synthesize import array_name
 from dtg_ray.stats.metrics import pearson
 from dtg_ray.stats.reconstruction import (
@@ -23,7 +20,7 @@ from dtg_ray.stats.reconstruction import (
     identification_accuracy,
     subject_correlation,
 )
-from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
 
@@ -57,30 +54,16 @@ def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     members = usable(study, "test")
     waiting = require_settled(study, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
     maps = len(members) * study.grid.n_voxels
-    Plan(
-        stage,
-        1,
-        len(pending),
-        len(members),
-        maps * 4 * len(study.config.contrasts),
-        memory=maps * 24,
-        waiting=waiting,
-    ).show(options)
-    if not pending or options.dry_run:
-        return account.rows
-    if waiting:
-        raise StudyError(f"{stage} waits for {waiting}", hint="run that stage first, or `dtg run`")
-    begin, receipts = time.perf_counter(), Receipts(study.storage, stage)
-    attempt = receipts.withdraw(ledger.MODEL)
+    size = maps * 4 * len(study.config.contrasts)
+    todo = Plan(stage, 1, len(pending), len(members), size, memory=maps * 24, waiting=waiting)
+    return settle(study, account, todo, lambda _today: _evaluate_one(study, name, members), options)
+
+
+def _evaluate_one(study: Study, name: str, members: list[str]) -> Row:
     if len(members) < 2:
-        row = Row(name, "excluded", message=f"got {len(members)} held-out subjects with maps, expected at least 2")
-    else:
-        write_table(study.storage, table_name(name), evaluate(study, name, members))
-        row = Row(name, "done", qc={"subjects": float(len(members))})
-    row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
-    today = str(account.owed[ledger.MODEL])
-    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
-    return ledger.account(study, stage).rows
+        return Row(name, "excluded", message=f"got {len(members)} held-out subjects with maps, expected at least 2")
+    write_table(study.storage, table_name(name), evaluate(study, name, members))
+    return Row(name, "done", qc={"subjects": float(len(members))})
 
 
 def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:

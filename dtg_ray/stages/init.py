@@ -20,7 +20,7 @@ from dtg_ray.errors import ConfigError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import load_rois, natural_order
 from dtg_ray.store.files import filesystem, is_remote, normalize
-from dtg_ray.store.tables import write_table
+from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, ROIS, Study, cohort_bytes, space_hash
 
 
@@ -65,11 +65,12 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     study = Study(uri)
     config = complete(found, expand(rois), settings)
     cohort = manifest.build(found.participants, found.phenotypes, config.cohort)
+    phenotypes = _phenotypes(found, cohort)
     if study.storage.exists(CONFIG):
-        _check_same(study, config, cohort)
+        _check_same(study, config, cohort, phenotypes)
         return Summary(study, found.left_out, created=False)
     write_space(study, config)
-    write_table(study.storage, PHENOTYPES, _phenotypes(found, cohort))
+    write_table(study.storage, PHENOTYPES, phenotypes)
     study.storage.write(COHORT, cohort_bytes(cohort))
     study.storage.write(CONFIG, to_yaml(config).encode())
     return Summary(study, found.left_out, created=True)
@@ -116,9 +117,9 @@ def make_grid(config: StudyConfig) -> Grid:
     from dtg_ray.store.files import read
 
     data = read(config.grid.mask)
-    if data[:2] == b"\x1f\x8b":
-        data = igzip.decompress(data)
     try:
+        if data[:2] == b"\x1f\x8b":
+            data = igzip.decompress(data)
         return Grid.from_mask(Nifti1Image.from_bytes(data))
     except Exception as error:
         raise ConfigError(f"{config.grid.mask}: cannot be used as a mask: {error}") from error
@@ -156,12 +157,17 @@ def _phenotypes(found: Found, cohort: pd.DataFrame) -> pd.DataFrame:
     return found.phenotypes.set_index("subject").reindex(cohort["subject"]).rename_axis("subject").reset_index()
 
 
-def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame) -> None:
+def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenotypes: pd.DataFrame) -> None:
+    """Refuse to make another study where there is one."""
     there = read_yaml(study.storage.read(CONFIG).decode(), study.storage.uri(CONFIG))
     wanted = config.model_dump(mode="json")
     different = sorted(key for key in wanted if there.get(key) != wanted[key])
-    if study.storage.read(COHORT) != cohort_bytes(cohort):
+    compared = ["subject", "block", "split", "group", "rest", "contrasts"]  # sizes may change while files arrive
+    old, new = (table[compared].to_json(orient="records") for table in (study.cohort, cohort))
+    if old != new:
         different.append("the cohort's files or splits")
+    elif read_table(study.storage, PHENOTYPES).to_json() != phenotypes.to_json():
+        different.append("the phenotypes")
     if different:
         raise UsageError(
             f"{study.uri}: got another study there, which differs in {', '.join(different)}; it was not touched",

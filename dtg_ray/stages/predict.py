@@ -5,8 +5,6 @@ Dask reads the arrays by columns and adds up one Gram matrix per feature set; ev
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,13 +19,14 @@ from dtg_ray import ledger
 from dtg_ray.errors import ConfigError, StudyError, UsageError
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.single import settle
 from dtg_ray.stages.synthesize import array_name
 from dtg_ray.stats.folds import fold_indices
 from dtg_ray.stats.metrics import mae, pearson, r2
 from dtg_ray.stats.permutation import p_value, permutation_indices
 from dtg_ray.stats.ridge import Gram, cross_validated_ridge
-from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
 
@@ -95,32 +94,22 @@ def _run_one(study: Study, feature: str, options: Options) -> pd.DataFrame:
     waiting = require_settled(study, [_source(feature)], "prediction") if pending else ""
     n, p = len(subjects), sum(part.size for part in parts(study, feature))
     memory = THREADS * 2 * COLUMN_BYTES + 4 * 8 * n * n + 8 * n * study.config.prediction.permutations * 4
-    Plan(stage, 1, len(pending), n, 2 * n * p, memory=memory, cpus=THREADS, waiting=waiting).show(options)
-    if not pending or options.dry_run:
-        return account.rows
-    if waiting:
-        raise StudyError(f"{stage} waits for {waiting}", hint="run that stage first, or `dtg run`")
-    begin, receipts = time.perf_counter(), Receipts(study.storage, stage)
-    attempt = receipts.withdraw(ledger.MODEL)
-    rows = _predict(study, feature, subjects, names, options)
-    rows[0].seconds, rows[0].peak_memory = time.perf_counter() - begin, peak_memory()
-    today = str(account.owed[ledger.MODEL])
-    receipts.write(ledger.MODEL, rows, fingerprint=today, attempt=attempt, host=socket.gethostname())
-    return ledger.account(study, stage).rows
+    todo = Plan(stage, 1, len(pending), n, 2 * n * p, memory=memory, cpus=THREADS, waiting=waiting)
+    return settle(study, account, todo, lambda _today: _predict(study, feature, subjects, names, options), options)
 
 
-def _predict(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> list[Row]:
+def _predict(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> Row:
     """Write scores, predictions and null distributions of one feature set."""
     folds = study.config.prediction.folds
     if len(subjects) < 2 * folds or not names:
         why = f"got {len(subjects)} subjects and {len(names)} phenotypes, expected at least {2 * folds} and 1"
-        return [Row(feature, "excluded", message=f"{feature}: {why}")]
+        return Row(feature, "excluded", message=f"{feature}: {why}")
     # BLAS threads only get into each other's way: Dask reads and multiplies in two of its own
     with threadpool_limits(1):
         return _predict_all(study, feature, subjects, names, options)
 
 
-def _predict_all(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> list[Row]:
+def _predict_all(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> Row:
     gram = gram_matrix(study, feature, subjects)
     results = [
         predict_target(study, gram, subjects, name)
@@ -134,7 +123,7 @@ def _predict_all(study: Study, feature: str, subjects: list[str], names: list[st
         table = pd.concat(tables, ignore_index=True)
         table.insert(0, "features", feature)
         write_table(study.storage, _table(feature, what), table)
-    return [Row(feature, "done", qc={"subjects": float(len(subjects)), "features": float(gram.n_features)})]
+    return Row(feature, "done", qc={"subjects": float(len(subjects)), "features": float(gram.n_features)})
 
 
 @dataclass(frozen=True)

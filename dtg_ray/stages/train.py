@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +21,10 @@ from dtg_ray.models.artifact import Model, NetworkModel, dump, load
 from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
 from dtg_ray.stages.maps import SubjectReader, require_settled, usable
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, Resources, map_units, peak_memory, session
+from dtg_ray.stages.runtime import Options, Resources, map_units, session
+from dtg_ray.stages.single import settle
 from dtg_ray.store.files import is_remote
-from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import write_table
 from dtg_ray.study import Study
 
@@ -68,30 +67,22 @@ def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     account = ledger.account(study, f"train/{name}")
     pending = account.pending(retry_failed=options.retry_failed)
     todo = plan(study, name, pending)
-    todo.show(options)
-    if not pending or options.dry_run:
-        return account.rows
-    if todo.waiting:
-        raise StudyError(f"train/{name} waits for {todo.waiting}", hint="run that stage first, or `dtg run`")
-    today = str(account.owed[ledger.MODEL])
+    return settle(study, account, todo, functools.partial(_train, study, name, options), options)
+
+
+def _train(study: Study, name: str, options: Options, today: str) -> Row:
+    """Fit a model and write it."""
     training, validation = usable(study, "train"), usable(study, "validation")
     if len(training) < 2:
         raise StudyError(
             f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
             hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
-    receipts, begin = Receipts(study.storage, account.stage), time.perf_counter()
-    attempt = receipts.withdraw(ledger.MODEL)
     with session(options):
         fitted, history = _fit(study, name, training, validation, today, options)
     _commit(study, name, fitted, history, {"training": training, "validation": validation, "fingerprint": today})
-    qc = {
-        "subjects": float(len(training)),
-        **{key: float(value) for key, value in (history[-1:] or [{}])[0].items()},
-    }
-    row = Row(name, "done", seconds=time.perf_counter() - begin, peak_memory=peak_memory(), qc=qc)
-    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
-    return ledger.account(study, account.stage).rows
+    figures = history[-1] if history else {}
+    return Row(name, "done", qc={"subjects": float(len(training)), **{key: float(figures[key]) for key in figures}})
 
 
 def plan(study: Study, name: str, pending: list[str]) -> Plan:

@@ -140,6 +140,13 @@ class TestVersions:
         (person,) = bids.find(folder, select={"space": "T1w"}).participants
         assert set(person.contrasts) == {"MOTOR_LH"}
 
+    def test_bold_without_a_space_is_native(self, folder, tmp_path):
+        touch(tmp_path, "01", "task-rest")
+        (person,) = bids.find(folder, select={"space": "T1w"}).participants
+        assert file_names(person.rest) == ["sub-01_task-rest_space-T1w_bold.nii.gz"]
+        (person,) = bids.find(folder, select={"space": "native"}).participants
+        assert file_names(person.rest) == ["sub-01_task-rest_bold.nii.gz"]
+
     def test_too_wide_a_choice_is_refused(self, folder):
         with pytest.raises(ConfigError, match="got 2 versions"):
             bids.find(folder, select={"space": "MNI152NLin6Asym", "res": "2"})

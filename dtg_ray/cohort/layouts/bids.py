@@ -31,7 +31,7 @@ def find(root: str, *, rest_task: str = "rest", select: Mapping[str, str] | None
         Value of `task-` of the rest runs.
     select : mapping of str to str, optional
         Entities the files must have, for example `{"space": "MNI152NLin6Asym", "res": "2"}`. A file that does not
-        carry the entity at all is not turned away by it.
+        carry the entity at all is not turned away by it, but for BOLD without `space`: that is in native space.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def find(root: str, *, rest_task: str = "rest", select: Mapping[str, str] | None
     versions: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in storage.names(""):
         entities, suffix = parse(name)
-        if suffix not in {"bold", "statmap"} or "sub" not in entities or not _selected(entities, select or {}):
+        if suffix not in {"bold", "statmap"} or "sub" not in entities or not _selected(entities, suffix, select or {}):
             continue
         subject = f"sub-{entities['sub']}"
         person = people.setdefault(subject, Participant(subject))
@@ -73,8 +73,10 @@ def parse(name: str) -> tuple[dict[str, str], str]:
     return {match[1]: match[2] for part in parts if (match := ENTITY.fullmatch(part))}, suffix
 
 
-def _selected(entities: Mapping[str, str], select: Mapping[str, str]) -> bool:
-    return all(entities.get(key, value) == value for key, value in select.items())
+def _selected(entities: Mapping[str, str], suffix: str, select: Mapping[str, str]) -> bool:
+    """Whether a file has the entities, as far as it carries them; BOLD without `space` is native by BIDS."""
+    native = {"space": "native"} if suffix == "bold" else {}
+    return all({**native, **entities}.get(key, value) == value for key, value in select.items())
 
 
 def _identity(entities: Mapping[str, str], suffix: str) -> tuple[str, ...]:
