@@ -277,11 +277,11 @@ def task_map(maps: Float32, contrast: Contrast, parameters: Parameters) -> Float
 
 
 def _spread(rng: np.random.Generator, coordinates: Float32, count: int) -> Float64:
-    """Draw (count, 3) points of the right hemisphere that keep away from each other, each the best of ten."""
+    """Draw (count, 3) points of the right hemisphere that keep away from each other, each the best of three."""
     candidates = coordinates[coordinates[:, 0] > 6].astype(np.float64)
     chosen = np.full((count, 3), np.inf)
     for index in range(count):
-        trial = candidates[rng.integers(len(candidates), size=10)]  # (10, 3)
+        trial = candidates[rng.integers(len(candidates), size=3)]  # (3, 3)
         if index:
             gaps = np.linalg.norm(trial[:, None] - chosen[None, :index], axis=2).min(axis=1)
             trial = trial[[np.argmax(gaps)]]

@@ -29,7 +29,14 @@ SETTINGS: dict[str, Any] = {
         "unet": {
             "kind": "network",
             "width": 16,
-            "train": {"epochs": 25, "batch_size": 4, "learning_rate": 3e-3},
+            "train": {
+                "epochs": 20,
+                "batch_size": 4,
+                "learning_rate": 5e-3,
+                "schedule": "cosine",
+                "margin": 0.5,
+                "alpha": 0.5,
+            },
         },
     },
 }

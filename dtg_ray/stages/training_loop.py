@@ -7,6 +7,7 @@ undisturbed one: the order of subjects and the choice of windows come from (seed
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,16 @@ def epoch_batches(
         yield [subjects[row] for row in order[start + rank : start + size : world]]
 
 
+def learning_rate_factor(epochs_done: float, config: TrainConfig) -> float:
+    """Share of the learning rate after some epochs; a function of time alone, so that resuming needs no state."""
+    if config.schedule == "constant":
+        return 1.0
+    share, rise = epochs_done / config.epochs, 0.2
+    if share < rise:
+        return 0.05 + 0.95 * share / rise
+    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
+
+
 def _train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -136,7 +147,10 @@ def _train_epoch(
         return int(np.random.default_rng([config.seed, epoch, number[subject]]).integers(n_windows))
 
     total = []
-    for members in epoch_batches(subjects, config.batch_size, config.seed, epoch, *ranks):
+    batches = list(epoch_batches(subjects, config.batch_size, config.seed, epoch, *ranks))
+    for step, members in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(epoch + step / len(batches), config)
         boxes, target = data.batch(members, random_window)
         with _precision(config, data.device):
             prediction = data.grey(network(boxes))
