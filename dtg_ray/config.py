@@ -59,9 +59,7 @@ class TrainConfig(_Frozen):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(10, ge=2, description="subjects per step, over all workers")
     learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="cosine: rise for a fifth, then fall to 0"
-    )
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: rise for a fifth, then fall to 0")
     loss: Literal["crr", "mse", "mae"] = "crr"
     margin: float = Field(1.0, ge=0, description="CR-R: by how much others' maps have to be further away")
     alpha: float = Field(0.1, ge=0, description="CR-R: weight of the contrastive part")

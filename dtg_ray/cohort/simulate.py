@@ -12,6 +12,7 @@ Every file is written aside and renamed: a file that exists is whole, and an int
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -315,7 +316,7 @@ def _write_subject(cohort: Cohort, index: int) -> int:
     text = _json({"TaskName": "rest", "RepetitionTime": options.tr, "SkullStripped": True})
     written += _write_once(sidecar, lambda: text)
     for contrast, path in tasks.items():
-        written += _write_once(path, lambda contrast=contrast: _task(cohort, index, contrast, maps))
+        written += _write_once(path, functools.partial(_task, cohort, index, contrast, maps))
     return written
 
 

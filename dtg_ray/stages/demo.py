@@ -15,10 +15,10 @@ from dtg_ray.study import Study
 COHORT: dict[str, Any] = {
     "subjects": 160,
     "resolution": 4,
-    "volumes": 120,
+    "volumes": 80,
     "rois": 16,
     "contrasts": 7,
-    "seed": 0,
+    "seed": 4,
 }
 SETTINGS: dict[str, Any] = {
     "grid": {"resolution": 4},
