@@ -327,7 +327,7 @@ def _draw_contrast(rng: np.random.Generator, task: str, name: str, maps: Float32
 def _neighbours(maps: Float32) -> NDArray[np.int64]:
     """Find the pairs of networks that overlap most, half as many as networks: (K // 2, 2)."""
     first, second = np.triu_indices(len(maps), 1)
-    overlap = np.corrcoef(maps)[first, second]
+    overlap = np.asarray(np.corrcoef(maps))[first, second]
     best = np.argsort(-overlap, kind="stable")[: len(maps) // 2]
     return np.stack([first[best], second[best]], axis=1)
 
