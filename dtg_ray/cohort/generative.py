@@ -40,7 +40,7 @@ class Parameters:
 
     pairs: int = 2  # pairs of blobs per network, left and right
     width: tuple[float, float] = (8.0, 13.0)  # range of the standard deviation of a blob
-    displacement: float = 6.0  # standard deviation per axis of a blob's shift
+    displacement: float = 6.6  # standard deviation per axis of a blob's shift
     shape_spread: float = 0.12  # standard deviation of log width
     weight_spread: float = 0.2  # standard deviation of log blob weight
     gain_spread: float = 0.3  # standard deviation of log gain

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
             "kind": "network",
             "width": 16,
             "train": {
-                "epochs": 20,
+                "epochs": 24,
                 "batch_size": 4,
                 "learning_rate": 5e-3,
                 "schedule": "cosine",
