@@ -213,6 +213,7 @@ def _stage(options: argparse.Namespace) -> int:
     rows = stage(study, how, **extra)
     if options.stage == "run" and not (how.dry_run or how.json):
         _print_results(study)
+        _print_excluded(rows)
     return _exit_code(rows)
 
 
@@ -257,6 +258,13 @@ def _print_results(study: Study) -> None:
         print()
         tables.show("Phenotype prediction", tables.phenotypes(scores))
     print("\n".join(["", *text.where_things_are(study)]))
+
+
+def _print_excluded(rows: pd.DataFrame) -> None:
+    """Why a model was not evaluated or a feature set not used, where that is so."""
+    single = rows["stage"].str.startswith(("evaluate", "predict", "report"))
+    for _, row in rows[single & (rows["status"] == "excluded")].iterrows():
+        print(f"left out: {row['stage']}: {row['message']}")
 
 
 def _exit_code(rows: pd.DataFrame) -> int:

@@ -73,6 +73,8 @@ def account(study: Study, stage: str) -> Account:
     verb, _, name = stage.partition("/")
     owed: dict[str, str | None] = OWED[verb](study, name)
     rows = Receipts(study.storage, stage).read([unit for unit, today in owed.items() if today])
+    if verb == "train" and model_hash(study, name) is None:
+        rows = rows[:0]  # model.json is what commits a model: somebody took it away
     valid = rows["fingerprint"] == rows["unit"].map(owed) if len(rows) else np.zeros(0, dtype=bool)
     return Account(stage, owed, rows[valid].reset_index(drop=True))
 

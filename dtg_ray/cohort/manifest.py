@@ -42,6 +42,7 @@ def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config:
     subjects = [person.subject for person in people]
     if len(set(subjects)) < len(subjects):
         raise ConfigError(f"got {len(subjects) - len(set(subjects))} subjects more than once, expected each once")
+    _check_runs(people)
     about = phenotypes.set_index("subject").reindex(subjects)
     groups = _labels(about, config.group_by, default=subjects)
     strata = _labels(about, config.stratify_by, default=[""] * len(people))
@@ -57,6 +58,16 @@ def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config:
             "rest_bytes": [_total_size(person.rest) for person in people],
         }
     )
+
+
+def _check_runs(people: Sequence[Participant]) -> None:
+    """Refuse a run that is named twice: its copies could be trained and tested on."""
+    owner: dict[str, str] = {}
+    for person in people:
+        for run in person.rest:
+            if run in owner:
+                raise ConfigError(f"got {run} as a rest run of {owner[run]} and of {person.subject}, expected it once")
+            owner[run] = person.subject
 
 
 def assign_splits(

@@ -42,13 +42,17 @@ class BlockWorker(ABC):
         self.owed = owed
 
     @abstractmethod
-    def work(self, block: int) -> list[Row]:
-        """Write everything of a block and say what happened to each of its subjects."""
+    def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
+        """Write everything of a block and say what happened to each of its subjects.
+
+        `kept` are those who are done already, whose rows and data stay as they are.
+        """
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Do one block; its receipt is deleted first and written last."""
+        kept = self.receipts.done(unit, self.owed[unit])
         attempt = self.receipts.withdraw(unit)
-        rows = self.work(ledger.block_number(unit))
+        rows = self.work(ledger.block_number(unit), kept)
         self.receipts.write(unit, rows, fingerprint=self.owed[unit], attempt=attempt, host=socket.gethostname())
         return {"unit": unit, "subjects": len(rows), "failed": sum(row.status == "failed" for row in rows)}
 

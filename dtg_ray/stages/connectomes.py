@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -102,13 +103,17 @@ class ConnectomeWorker(BlockWorker):
         group = zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)
         return group["connectome"], group["roi_connectome"]
 
-    def work(self, block: int) -> list[Row]:
+    def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the connectomes of a block; a failed subject's rows stay, or become again, NaN."""
         members, rows = self.study.block(block), self.study.rows(block)
         connectomes, edges = self.arrays
         block_edges = np.full((len(members), edges.shape[1]), np.nan, dtype=np.float32)
         receipts = []
         for position, (subject, runs) in enumerate(zip(members["subject"], members["rest"], strict=True)):
+            if subject in kept:
+                block_edges[position] = edges[rows.start + position]
+                receipts.append(kept[subject])
+                continue
             receipt = Row(subject, "failed")
             values = nan_rows(connectomes.shape[1:])
             with recorded(receipt):

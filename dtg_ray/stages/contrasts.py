@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,23 @@ class ContrastWorker(BlockWorker):
 
         return zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)["maps"]
 
-    def work(self, block: int) -> list[Row]:
+    def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the maps of a block; NaN where a contrast was not acquired or a subject failed."""
         members = self.study.block(block)
-        values = nan_rows((len(self.study.config.contrasts), len(members), self.study.grid.n_voxels))
+        rows = self.study.rows(block)
+        shape = (len(self.study.config.contrasts), len(members), self.study.grid.n_voxels)
+        values = np.array(self.maps[:, rows]) if kept else nan_rows(shape)
         receipts = []
         for position, (subject, paths) in enumerate(zip(members["subject"], members["contrasts"], strict=True)):
-            receipt = Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest")
-            if paths:
+            receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest"))
+            if paths and subject not in kept:
                 receipt.message = ""
                 with recorded(receipt):
                     self.read(paths, values[:, position], receipt)
                 if receipt.status == "failed":
                     values[:, position] = np.nan
             receipts.append(receipt)
-        write_rows(self.maps, 1, self.study.rows(block), values)
+        write_rows(self.maps, 1, rows, values)
         return receipts
 
     def read(self, paths: dict[str, str], values: np.ndarray, receipt: Row) -> None:

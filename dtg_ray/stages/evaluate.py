@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.stages.maps import require_settled, usable
+from dtg_ray.stages.maps import chosen_models, require_settled, usable
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
@@ -27,7 +27,7 @@ from dtg_ray.study import Study
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
     """Evaluate one model or all; returns the rows of their receipts."""
-    rows = [_run_one(study, name, options) for name in ([model] if model else list(study.config.models))]
+    rows = [_run_one(study, name, options) for name in chosen_models(study, model)]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -40,7 +40,7 @@ def read_summary(study: Study) -> pd.DataFrame:
     """Means over contrasts, a row per model that has been evaluated, in the order of study.yaml."""
     lines = []
     for model in study.config.models:
-        if study.storage.exists(table_name(model)):
+        if ledger.account(study, f"evaluate/{model}").subjects("done"):
             table = read_table(study.storage, table_name(model))
             figures = table.drop(columns=["contrast", "subjects"]).mean()
             lines.append({"model": model, "subjects": int(table["subjects"].max()), **figures.to_dict()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 import zarr
 
 from dtg_ray.cohort import manifest
-from dtg_ray.cohort.layouts import Found
+from dtg_ray.cohort.layouts import Found, Participant
 from dtg_ray.config import StudyConfig, merge, parse, read_yaml, to_yaml
 from dtg_ray.errors import ConfigError, UsageError
 from dtg_ray.imaging.grid import Grid
@@ -64,7 +64,7 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     """
     study = Study(uri)
     config = complete(found, expand(rois), settings)
-    cohort = manifest.build(found.participants, found.phenotypes, config.cohort)
+    cohort = manifest.build(_with_contrasts(found.participants, config.contrasts), found.phenotypes, config.cohort)
     phenotypes = _phenotypes(found, cohort)
     if study.storage.exists(CONFIG):
         _check_same(study, config, cohort, phenotypes)
@@ -91,7 +91,18 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
             "got no task map of anybody, expected at least one contrast to train on",
             hint="BIDS: *_contrast-NAME_stat-z_statmap.nii.gz; table: columns 'contrast:NAME'",
         )
-    return parse(document)
+    config = parse(document)
+    if absent := [name for name in config.contrasts if not counts[name]]:
+        raise ConfigError(f"contrasts: got {', '.join(absent)}, which nobody has, expected some of {sorted(counts)}")
+    return config
+
+
+def _with_contrasts(participants: list[Participant], contrasts: tuple[str, ...]) -> list[Participant]:
+    """The participants with the contrasts of the study alone: who has none of them did no task, for this study."""
+    return [
+        replace(person, contrasts={name: person.contrasts[name] for name in contrasts if name in person.contrasts})
+        for person in participants
+    ]
 
 
 def expand(rois: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.errors import StudyError
+from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.study import Study
 
 
@@ -45,7 +45,10 @@ class SubjectReader:
         windows = np.asarray(self._connectomes[self.position[subject]], dtype=np.float32)
         recorded = ~np.isnan(windows[:, 0, 0])
         if not recorded.any():
-            raise StudyError(f"{subject}: got no connectome, expected one", hint="run `dtg connectomes` first")
+            raise StudyError(
+                f"{subject}: got no connectome, expected one: its chunk was lost after its receipt was written",
+                hint="delete the receipt of its block below receipts/connectomes/ and run `dtg connectomes`",
+            )
         return windows[recorded]
 
     def maps(self, subject: str) -> NDArray[np.float32]:
@@ -59,6 +62,20 @@ def usable(study: Study, split: str) -> list[str]:
     with_maps = set(ledger.account(study, "contrasts").subjects("done"))
     members = study.cohort.loc[study.cohort["split"] == split, "subject"]
     return [subject for subject in members if subject in with_connectome and subject in with_maps]
+
+
+def chosen_models(study: Study, model: str | None) -> list[str]:
+    """One model of a study, or all.
+
+    Raises
+    ------
+    ModelError
+        When the study has no such model.
+    """
+    names = list(study.config.models)
+    if model is not None and model not in names:
+        raise ModelError(f"got model {model!r}, expected one of {', '.join(names)}")
+    return [model] if model else names
 
 
 def require_settled(study: Study, stages: Sequence[str], what: str) -> str:

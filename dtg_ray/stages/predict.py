@@ -43,8 +43,12 @@ def run(study: Study, options: Options) -> pd.DataFrame:
 
 def read_scores(study: Study) -> pd.DataFrame:
     """Scores of all feature sets that are done: features, target, subjects, r, p, r2, mae."""
-    names = [_table(feature, "scores") for feature in study.config.feature_sets()]
-    tables = [read_table(study.storage, name) for name in names if study.storage.exists(name)]
+    done = [
+        feature
+        for feature in study.config.feature_sets()
+        if ledger.account(study, f"predict/{ledger.feature_folder(feature)}").subjects("done")
+    ]
+    tables = [read_table(study.storage, _table(feature, "scores")) for feature in done]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -34,7 +34,7 @@ def run(study: Study, options: Options) -> pd.DataFrame:
 
 def _draw(study: Study) -> Row:
     """The contrast that is predicted neither best nor worst, for two people who differ most in it."""
-    evaluated = study.storage.exists(table_name(study.default_model))
+    evaluated = ledger.account(study, f"evaluate/{study.default_model}").subjects("done")
     if not evaluated:
         return Row(
             PICTURE, "excluded", message="got no held-out subjects with measured maps, so there is nothing to draw"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dtg_ray.errors import ModelError
 from dtg_ray.models.artifact import Model, NetworkModel
 from dtg_ray.stages.blocks import BlockWorker, nan_rows, recorded, run_blocks
 from dtg_ray.stages.contrasts import make_maps
-from dtg_ray.stages.maps import SubjectReader
+from dtg_ray.stages.maps import SubjectReader, chosen_models
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.train import load_model
@@ -25,9 +26,7 @@ from dtg_ray.study import Study
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
     """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts."""
     rows = []
-    for name in [model] if model else list(study.config.models):
-        if name not in study.config.models:
-            raise ModelError(f"got model {name!r}, expected one of {', '.join(study.config.models)}")
+    for name in chosen_models(study, model):
         make = functools.partial(make_maps, name=array_name(name))
         rows.append(
             run_blocks(
@@ -104,7 +103,7 @@ class SynthesisWorker(BlockWorker):
         """Everybody whose connectome is done."""
         return set(ledger.account(self.study, "connectomes").subjects("done"))
 
-    def work(self, block: int) -> list[Row]:
+    def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:  # noqa: ARG002 - maps are made again, to the bit
         """Write the maps of a block; NaN for those without a connectome."""
         members, reader, model = self.study.block(block), SubjectReader(self.study), self.model
         values = nan_rows((len(model.contrasts), len(members), self.study.grid.n_voxels))

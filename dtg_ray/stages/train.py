@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from dtg_ray import __version__, ledger
 from dtg_ray.config import BaselineConfig, NetworkConfig, fingerprint
-from dtg_ray.errors import ModelError, StudyError
+from dtg_ray.errors import StudyError
 from dtg_ray.models.artifact import Model, NetworkModel, dump, load
 from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
-from dtg_ray.stages.maps import SubjectReader, require_settled, usable
+from dtg_ray.stages.maps import SubjectReader, chosen_models, require_settled, usable
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, Resources, map_units, session
 from dtg_ray.stages.single import settle
@@ -42,10 +42,7 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
     ModelError
         When the study has no such model.
     """
-    names = list(study.config.models)
-    if model is not None and model not in names:
-        raise ModelError(f"got model {model!r}, expected one of {', '.join(names)}")
-    rows = [_run_one(study, name, options) for name in ([model] if model else names)]
+    rows = [_run_one(study, name, options) for name in chosen_models(study, model)]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -78,6 +75,7 @@ def _train(study: Study, name: str, options: Options, today: str) -> Row:
             f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
             hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
+    _check_contrasts(study, training)
     with session(options):
         fitted, history = _fit(study, name, training, validation, today, options)
     _commit(study, name, fitted, history, {"training": training, "validation": validation, "fingerprint": today})
@@ -122,13 +120,12 @@ def _fit(
 
 
 def _fit_group_mean(study: Study, training: list[str], options: Options) -> Model:
-    """The mean of the training maps; contrasts nobody has are an error."""
+    """The mean of the training maps."""
     reader = SubjectReader(study)
     mean = RunningMean((len(study.config.contrasts), study.grid.n_voxels))
     for subject in tqdm(training, desc="train/group_mean", unit="subject", disable=options.quiet):
         mean.add(reader.maps(subject))
     maps = mean.mean().astype(np.float32)
-    _check_contrasts(study, np.asarray(np.isnan(maps).any(axis=1)))
     return GroupMean(maps, study.config.contrasts, study.grid, study.n_rois)
 
 
@@ -144,7 +141,6 @@ def _fit_linear(study: Study, training: list[str], options: Options) -> Model:
     for subject in training:
         mean.add(done[subject])
     coefficients = mean.mean()
-    _check_contrasts(study, np.asarray(np.isnan(coefficients).any(axis=(1, 2))))
     return Linear(coefficients, parcels, study.config.contrasts, study.grid)
 
 
@@ -169,10 +165,14 @@ class LinearFit:
         }
 
 
-def _check_contrasts(study: Study, absent: np.ndarray) -> None:
-    if absent.any():
-        names = [name for name, gone in zip(study.config.contrasts, absent, strict=True) if gone]
-        raise StudyError(f"got no training subject with {', '.join(names)}, expected at least one for each contrast")
+def _check_contrasts(study: Study, training: list[str]) -> None:
+    """Refuse a contrast without a training map: a network would make its maps up."""
+    acquired = {name for subject in training for name in study.cohort.loc[[subject], "contrasts"].iloc[0]}
+    if absent := [name for name in study.config.contrasts if name not in acquired]:
+        raise StudyError(
+            f"got no training subject with {', '.join(absent)}, expected at least one for each contrast",
+            hint="leave them out (contrasts: in study.yaml), or change cohort.seed or the shares of the splits",
+        )
 
 
 def _fit_network(

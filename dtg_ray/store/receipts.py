@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 import pandas as pd
@@ -118,6 +118,14 @@ class Receipts:
         if len(table):
             self.storage.delete(self.name(unit))
         return 1 + (int(table["attempt"].max()) if len(table) else 0)
+
+    def done(self, unit: str, fingerprint: str) -> dict[str, Row]:
+        """The rows of a unit that are done and hold today, by subject."""
+        table = self.read([unit])
+        holds = table[(table["status"] == "done") & (table["fingerprint"] == fingerprint)]
+        names = [item.name for item in fields(Row)]
+        records = ({str(key): value for key, value in line.items()} for line in holds[names].to_dict("records"))
+        return {str(record["subject"]): Row(**record) for record in records}
 
     def read(self, units: Iterable[str]) -> pd.DataFrame:
         """The rows of several units; units without a readable receipt have none."""

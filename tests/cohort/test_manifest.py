@@ -65,7 +65,8 @@ class TestSizes:
     @pytest.mark.parametrize("name", ["none.nii", "a.nii/none.nii"])
     def test_are_minus_one_where_a_file_is_not_there(self, root, name):
         runs = [write_bytes(f"{root}/a.nii", b"123"), f"{root}/{name}"]
-        table = build([Participant("sub-1", runs), Participant("sub-2", runs[:1])], empty_phenotypes(), CohortConfig())
+        other = [write_bytes(f"{root}/b.nii", b"123")]
+        table = build([Participant("sub-1", runs), Participant("sub-2", other)], empty_phenotypes(), CohortConfig())
         assert table["rest_bytes"].tolist() == [-1, 3]
 
 
@@ -131,3 +132,9 @@ class TestSplits:
         splits = assign_splits([str(n) for n in range(12)], ["M", "F"] * 6, np.ones(12, dtype=bool), CohortConfig())
         expected = "test train train train train test validation train train train train validation"
         assert " ".join(splits) == expected
+
+
+def test_a_run_of_two_subjects_is_refused(tmp_path):
+    people = [Participant("a", ["/data/x.nii.gz"]), Participant("b", ["/data/x.nii.gz"])]
+    with pytest.raises(ConfigError, match=r"x.nii.gz as a rest run of a and of b"):
+        build(people, pd.DataFrame({"subject": ["a", "b"]}), CohortConfig())

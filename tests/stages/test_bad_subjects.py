@@ -94,6 +94,30 @@ def test_mended_files_are_taken_by_retry_failed_alone(tools: Tools, damaged: tup
     np.testing.assert_array_equal(first["connectome"][:], second["connectome"][:])
 
 
+def test_retry_failed_keeps_who_is_done_even_when_their_files_are_gone(
+    tools: Tools, finished: Path, tmp_path: Path
+) -> None:
+    data, root = tmp_path / "data", tmp_path / "study"
+    shutil.copytree(tools.data, data)
+    tools.init(str(root), data=data)
+    damaged = [next((data / "sub-0003" / "func").glob(pattern)) for pattern in ("*_bold.nii.gz", "*_statmap.nii.gz")]
+    for path in damaged:
+        truncate(path)
+    for stage in ("connectomes", "contrasts"):
+        tools.dtg(stage, str(root), "--inline", check=3)
+    for path in damaged:
+        shutil.copy(tools.data / path.relative_to(data), path)
+    for path in [*data.glob("sub-0001/func/*"), *data.glob("sub-0002/func/*")]:
+        path.unlink()
+    for stage in ("connectomes", "contrasts"):
+        tools.dtg(stage, str(root), "--inline", "--retry-failed")
+    for store, name in (("connectomes", "connectome"), ("connectomes", "roi_connectome"), ("contrasts", "maps")):
+        stored, expected = (Study(str(path)).storage.open_zarr(f"{store}.zarr")[name][:] for path in (root, finished))
+        np.testing.assert_array_equal(stored, expected)
+    rows = ledger.account(Study(str(root)), "connectomes").rows.set_index("subject")
+    assert rows.loc["sub-0001", "qc"]["volumes"] == 40
+
+
 def test_an_unreadable_map_fails_its_subject(tools: Tools, tmp_path: Path) -> None:
     data, root = tmp_path / "data", tmp_path / "study"
     shutil.copytree(tools.data, data)

@@ -75,6 +75,14 @@ class TestATrainedNetwork:
         assert provenance["training"] == usable(study, "train")
         assert provenance["settings"]["train"]["epochs"] == 8
 
+    def test_is_due_again_when_its_files_are_gone(self, tools: Tools, finished: Path, tmp_path: Path) -> None:
+        root = tmp_path / "study"
+        shutil.copytree(finished, root)
+        weights = (root / "models" / "linear" / "model.safetensors").read_bytes()
+        shutil.rmtree(root / "models" / "linear")
+        tools.dtg("train", str(root), "--model", "linear", "--inline")
+        assert (root / "models" / "linear" / "model.safetensors").read_bytes() == weights
+
     def test_starts_from_the_checkpoint_when_only_the_end_was_lost(
         self, tools: Tools, finished: Path, tmp_path: Path
     ) -> None:
@@ -85,6 +93,12 @@ class TestATrainedNetwork:
         shutil.rmtree(root / "receipts" / "train" / "unet")
         tools.dtg("train", str(root), "--model", "unet", "--quiet")
         assert (root / "models" / "unet" / "model.safetensors").read_bytes() == weights
+
+
+def settings_with(tools: Tools, folder: Path, **changes: object) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(tools.settings.read_text()), **changes}))
+    return path
 
 
 @pytest.mark.slow
@@ -123,17 +137,38 @@ def test_two_workers_train_one_network(tools: Tools, tmp_path: Path) -> None:
 
 class TestWhatCannotBeTrained:
     def test_a_contrast_that_nobody_has(self, tools: Tools, tmp_path: Path) -> None:
-        root = tmp_path / "study"
-        settings = yaml.safe_load(tools.settings.read_text())
-        settings["contrasts"] = ["MOTOR_LH", "MOTOR_NOBODY"]
-        path = tmp_path / "settings.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        tools.dtg("init", str(root), "--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(path))
+        path = settings_with(tools, tmp_path, contrasts=["MOTOR_LH", "MOTOR_NOBODY"])
+        source = ("--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(path))
+        refused = tools.dtg("init", str(tmp_path / "study"), *source, check=2)
+        assert "MOTOR_NOBODY, which nobody has" in refused.stderr
+
+    def test_a_contrast_that_no_training_subject_has(self, tools: Tools, finished: Path, tmp_path: Path) -> None:
+        cohort = Study(str(finished)).cohort
+        data, root = tmp_path / "data", tmp_path / "study"
+        shutil.copytree(tools.data, data)
+        for subject in cohort.index[cohort["split"] != "test"]:
+            for file in (data / subject / "func").glob("*contrast-LH*"):
+                file.unlink()
+        tools.init(str(root), data=data)
         for stage in ("connectomes", "contrasts"):
             tools.dtg(stage, str(root), "--inline")
-        done = tools.dtg("train", str(root), "--model", "group_mean", "--inline", check=1)
-        assert "MOTOR_NOBODY" in done.stderr
-        assert not (root / "models" / "group_mean").exists()
+        without = [
+            maps for maps in Study(str(root)).cohort.query("split == 'train'")["contrasts"] if "MOTOR_LH" in maps
+        ]
+        assert not without, "the splits should be as in the undamaged study"
+        for model in ("group_mean", "unet"):
+            done = tools.dtg("train", str(root), "--model", model, check=1)
+            assert "no training subject with MOTOR_LH" in done.stderr
+            assert not (root / "models" / model).exists()
+
+    def test_people_without_a_contrast_of_the_study_are_not_trained_on(self, tools: Tools, tmp_path: Path) -> None:
+        path = settings_with(tools, tmp_path, contrasts=["MOTOR_LH"])
+        root = tmp_path / "study"
+        tools.dtg("init", str(root), "--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(path))
+        cohort = Study(str(root)).cohort
+        have = cohort["contrasts"].map(len) == 1
+        assert set(cohort.loc[~have, "split"]) == {"synthesis"}
+        assert have.sum() < len(cohort)
 
     def test_a_model_the_study_does_not_have(self, tools: Tools, finished: Path) -> None:
         assert "group_mean, linear, unet" in tools.dtg("train", str(finished), "--model", "vnet", check=1).stderr
