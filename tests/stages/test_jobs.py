@@ -128,7 +128,7 @@ def test_a_failed_subject_shows_as_the_exit_code_of_the_job(cluster: str, tools:
     job = client.submit_job(
         entrypoint=f"{sys.executable} jobs/connectomes.py {root}", runtime_env={"working_dir": str(REPOSITORY)}
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not client.get_job_status(job).is_terminal():
         assert time.monotonic() < deadline
         time.sleep(0.3)
