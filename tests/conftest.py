@@ -3,11 +3,14 @@
 import contextlib
 import http.client
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -111,3 +114,13 @@ def _wait(process, port, log):
                 return
         time.sleep(0.1)
     raise RuntimeError(f"the S3 server did not answer within {SECONDS_TO_START} s: {log.read_text()[-2000:]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Protect every Ray of the tests by a token of their own; Ray reads this once, when a test module imports it."""
+    folder = tempfile.mkdtemp(prefix="dtg_ray_tests_")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    token = Path(folder) / "token"
+    token.touch(mode=0o600)
+    token.write_text("t" * 32)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -45,12 +44,3 @@ def arrays() -> Arrays:
         }
 
     return read
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _private_ray(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every Ray of the tests is protected by a token of its own."""
-    token = tmp_path_factory.mktemp("ray") / "token"
-    token.touch(mode=0o600)
-    token.write_text("t" * 32)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
