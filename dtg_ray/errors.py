@@ -84,8 +84,24 @@ class CorruptFileError(SubjectError):
     """A file ends too early or is not what its name says."""
 
 
+class TooLargeError(CorruptFileError):
+    """A file promises more bytes than it can hold or than are allowed."""
+
+
+class UnsafePathError(SubjectError):
+    """A path leads out of the folder or archive it belongs to."""
+
+
 class ShapeError(SubjectError):
     """An image has the wrong number of dimensions or does not lie on the grid."""
+
+
+class GeometryError(ShapeError):
+    """A header does not say where its voxels lie: no voxel size, no affine, or a singular one."""
+
+
+class SpaceError(ShapeError):
+    """An image lies in another space than the study: no overlap, too little of it, or a warp for something else."""
 
 
 class ValueRangeError(SubjectError):
@@ -94,3 +110,11 @@ class ValueRangeError(SubjectError):
 
 class TooShortError(SubjectError):
     """A run has too few volumes for a correlation that means anything."""
+
+
+class ExcludedError(SubjectError):
+    """Data that can be read break a rule of `quality` in study.yaml: the subject is excluded, not failed."""
+
+
+class TableError(SubjectError):
+    """A table or text file beside an image (confounds, motion, matrix) does not say what it has to say."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,17 +56,57 @@ class Sampler:
         ValueError
             For another interpolation.
         """
+        to_voxels = np.linalg.inv(affine) @ grid.affine
+        voxels = np.argwhere(grid.mask) @ to_voxels[:3, :3].T + to_voxels[:3, 3]  # (V, 3)
+        return cls.at(voxels, shape, interpolation)
+
+    @classmethod
+    def at(cls, voxels: NDArray[np.float64], shape: tuple[int, ...], interpolation: str = "linear") -> Sampler:
+        """Sample an image at any places.
+
+        Parameters
+        ----------
+        voxels : (V, 3) float64
+            Where each masked voxel of the grid lies, in voxels of the image; NaN where nowhere.
+        shape : (X, Y, Z)
+            Box of the image. Its outermost voxels reach half a voxel beyond their centres.
+        interpolation : "linear" or "nearest"
+
+        Raises
+        ------
+        ValueError
+            For another interpolation.
+        """
         if interpolation not in {"linear", "nearest"}:
             raise ValueError(f"got interpolation {interpolation!r}, expected 'linear' or 'nearest'")
         box = np.asarray(shape[:3])
-        voxels = _voxel_positions(grid, affine)  # (V, 3)
-        nearest = np.rint(voxels).astype(np.int64)
         inside = np.asarray(((voxels >= -0.5) & (voxels <= box - 0.5)).all(axis=1))
-        index = _fortran_index(np.clip(nearest, 0, box - 1), box)
+        within = np.clip(np.where(inside[:, None], voxels, 0), 0, box - 1)  # (V, 3)
+        nearest = np.clip(np.rint(within), 0, box - 1).astype(np.int64)
+        index = _fortran_index(nearest, box)
         on_lattice = np.abs(voxels - nearest)[inside].max(initial=0) < ON_VOXEL
         if interpolation == "nearest" or on_lattice:
             return cls(index, None, inside)
-        return cls(index, _trilinear(np.clip(voxels, 0, box - 1), inside, box), inside)
+        return cls(index, _trilinear(within, inside, box), inside)
+
+    def masked(self, mask: NDArray[np.generic]) -> Sampler:
+        """The same without the voxels whose nearest voxel is not in a mask of the image.
+
+        Parameters
+        ----------
+        mask : (X*Y*Z,)
+            In Fortran order; zero and NaN are outside.
+        """
+        inside = self.inside & (np.nan_to_num(mask) != 0)[self.index]
+        if self.matrix is None:
+            return replace(self, inside=inside)
+        kept = sparse.diags_array(inside.astype(np.float32))
+        return replace(self, matrix=sparse.csr_array(kept @ self.matrix), inside=inside)
+
+    @functools.cached_property
+    def outside(self) -> NDArray[np.int64]:
+        """Which masked voxels get 0, (n,) int64."""
+        return np.flatnonzero(~self.inside)
 
     @property
     def coverage(self) -> float:
@@ -76,16 +117,10 @@ class Sampler:
         """Sample one raw volume: flat (X*Y*Z,) in Fortran order -> (V,) float32, into `out`."""
         if self.matrix is None:
             out[:] = volume[self.index]
-            out[~self.inside] = 0
+            out[self.outside] = 0
         else:
             out[:] = self.matrix @ volume.astype(np.float32)
         return out
-
-
-def _voxel_positions(grid: Grid, affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where the grid's masked voxels lie in an image, (V, 3) in its voxels."""
-    to_voxels = np.linalg.inv(affine) @ grid.affine
-    return np.asarray(np.argwhere(grid.mask) @ to_voxels[:3, :3].T + to_voxels[:3, 3])
 
 
 def _fortran_index(voxels: NDArray[np.int64], box: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,7 +4,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dtg_ray.imaging.connectome import connectome, roi_connectome, roi_timeseries, windows
+from dtg_ray.imaging.connectome import (
+    CrossProducts,
+    connectome,
+    demean,
+    extract,
+    mean_weights,
+    regression_weights,
+    roi_connectome,
+    roi_timeseries,
+)
+from dtg_ray.imaging.windows import cut
 from reference import PUBLISHED, needs_published
 
 SHAPES = [(2, 5, 1), (10, 1, 3), (40, 300, 6), (300, 50, 20), (7, 400, 12)]
@@ -134,19 +144,69 @@ class TestROIConnectome:
         series = normal(50, 5)
         np.testing.assert_allclose(roi_connectome(series), connectome(series, series)[np.triu_indices(5, 1)], atol=1e-6)
 
+    def test_of_several_pieces_is_that_of_their_demeaned_concatenation(self):
+        pieces = [normal(40, 4) + 5, normal(70, 4, seed=8) - 3]
+        joined = np.concatenate([piece - piece.mean(axis=0) for piece in pieces])
+        np.testing.assert_allclose(roi_connectome(*pieces), roi_connectome(joined), atol=1e-6)
 
-class TestWindows:
-    @pytest.mark.parametrize(("volumes", "count", "length"), [(160, 4, 40), (163, 4, 40), (10, 5, 2), (7, 1, 7)])
-    def test_follow_each_other_and_are_equally_long(self, volumes, count, length):
-        parts = [list(range(volumes))[part] for part in windows(volumes, count)]
-        assert len(parts) == count
-        assert {len(part) for part in parts} == {length}
-        assert [volume for part in parts for volume in part] == list(range(count * length))
 
-    @pytest.mark.parametrize(("volumes", "count"), [(9, 5), (1, 1), (0, 2)])
-    def test_of_fewer_than_two_volumes_are_refused(self, volumes, count):
-        with pytest.raises(ValueError, match=f"got {volumes} volumes for {count} windows"):
-            windows(volumes, count)
+class TestCrossProducts:
+    @pytest.mark.parametrize("known", [True, False])
+    def test_pieces_give_the_correlation_of_their_demeaned_concatenation(self, known):
+        bolds = [bold_of(40, 30, dtype=np.float32), 3 * bold_of(75, 30, seed=2, dtype=np.float32)]
+        series = [normal(40, 4) + 1, normal(75, 4, seed=3) - 9]
+        products = CrossProducts(4, 30)
+        for bold, rois in zip(bolds, series, strict=True):
+            squares = demean(bold)[1] if known else None
+            products.add(bold, rois, squares)
+        together = [np.concatenate([part - part.mean(axis=0) for part in parts]) for parts in (bolds, series)]
+        np.testing.assert_allclose(products.correlations(), connectome(*together), atol=1e-6)
+
+    def test_a_voxel_that_is_constant_in_one_piece_keeps_the_others(self):
+        bold, series = bold_of(50, 3, dtype=np.float32), normal(50, 2)
+        products = CrossProducts(2, 3)
+        products.add(bold, series)
+        products.add(np.full((50, 3), 7, dtype=np.float32), np.zeros((50, 2)))
+        np.testing.assert_allclose(products.correlations(), connectome(bold, series), atol=1e-6)
+
+    def test_blocks_of_voxels_change_nothing(self, monkeypatch):
+        bold, series = bold_of(40, 500, dtype=np.float32), normal(40, 4)
+        expected = connectome(bold, series)
+        monkeypatch.setattr("dtg_ray.imaging.connectome.CACHED", 40 * 64)
+        np.testing.assert_allclose(connectome(bold, series), expected, atol=1e-6)
+
+
+class TestDemean:
+    def test_takes_out_the_mean_and_tells_the_sum_of_squares(self):
+        bold = bold_of(200, 70, dtype=np.float32) * 100
+        exact = bold.astype(float)
+        mean, squares = demean(bold)
+        np.testing.assert_allclose(bold, exact - exact.mean(axis=0), atol=2e-3)
+        np.testing.assert_allclose(bold.mean(axis=0, dtype=float), 0, atol=1e-4)
+        np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(squares, exact.var(axis=0) * 200, rtol=1e-5)
+
+    @pytest.mark.parametrize("level", [0.0, 0.1, 1000.1, -3e4])
+    def test_constant_voxels_become_exactly_zero(self, level):
+        bold = bold_of(490, 4, dtype=np.float32)
+        bold[:, 1] = level
+        _, squares = demean(bold)
+        assert (bold[:, 1] == 0).all()
+        assert squares[1] == 0
+        assert (squares[[0, 2, 3]] > 0).all()
+
+
+class TestLabels:
+    def test_series_are_the_means_of_their_voxels(self):
+        bold, labels = bold_of(30, 12), np.repeat(np.eye(3), 4, axis=1)
+        expected = bold.reshape(30, 3, 4).mean(axis=2)
+        np.testing.assert_allclose(extract(bold, mean_weights(labels)), expected - expected.mean(axis=0), atol=1e-10)
+
+    def test_soft_maps_are_regressed_and_not_averaged(self):
+        bold, labels = bold_of(30, 12), np.repeat(np.eye(3), 4, axis=1)[:2]
+        regressed = extract(bold, regression_weights(labels))
+        np.testing.assert_allclose(regressed, roi_timeseries(bold, labels), atol=1e-12)
+        assert np.abs(regressed - extract(bold, mean_weights(labels))).max() > 0.01
 
 
 @needs_published
@@ -175,7 +235,7 @@ class TestPublished:
     def test_connectomes_of_the_windows(self, inputs, expected):
         bold, rois, inside = inputs
         series = roi_timeseries(bold, rois)
-        for part, values in zip(windows(len(bold), 4), expected["connectome"], strict=True):
+        for part, values in zip(cut(len(bold), 4), expected["connectome"], strict=True):
             np.testing.assert_allclose(connectome(bold[part], series[part]), values[:, inside], atol=1e-5)
 
     def test_the_constant_voxel_is_zero_in_both(self, inputs, expected):

@@ -17,16 +17,18 @@ def test_a_4d_image_and_several_3d_ones_give_the_same_maps(tmp_path):
     whole = write_image(tmp_path / "rois.nii.gz", maps)
     single = [write_image(tmp_path / f"{number}.nii", maps[..., number]) for number in range(3)]
     rois = load_rois([whole], GRID)
-    assert rois.dtype == np.float32
-    np.testing.assert_array_equal(rois, maps[GRID.mask].T)
-    np.testing.assert_array_equal(load_rois(single, GRID), rois)
-    np.testing.assert_array_equal(load_rois(single[::-1], GRID), rois[::-1])
+    assert (rois.kind, rois.maps.dtype) == ("maps", np.float32)
+    assert rois.names == ("roi-001", "roi-002", "roi-003")
+    np.testing.assert_array_equal(rois.maps, maps[GRID.mask].T)
+    np.testing.assert_array_equal(load_rois(single, GRID).maps, rois.maps)
+    assert load_rois(single[::-1], GRID).names == ("2", "1", "0")
+    np.testing.assert_array_equal(load_rois(single[::-1], GRID).maps, rois.maps[::-1])
 
 
 def test_maps_between_the_voxels_are_interpolated(tmp_path):
     moved = GRID.affine.copy()
     moved[:3, 3] += GRID.affine[:3, :3] @ [0.5, 0, 0]
-    rois = load_rois([write_image(tmp_path / "rois.nii", roi_maps(), moved)], GRID)
+    rois = load_rois([write_image(tmp_path / "rois.nii", roi_maps(), moved)], GRID).maps
     x, y, z = np.argwhere(GRID.mask).T
     expected = (roi_maps()[x, y, z] + roi_maps()[np.maximum(x - 1, 0), y, z]) / 2
     np.testing.assert_allclose(rois, expected.T, atol=1e-6)
@@ -43,11 +45,57 @@ def test_natural_order_counts():
 def test_real_maps_are_read_where_they_lie():
     paths = natural_order([str(path) for path in (DATA / "ica32").glob("*.nii.gz")])
     assert [path.rsplit("component")[1] for path in paths[:3]] == ["1.nii.gz", "2.nii.gz", "3.nii.gz"]
-    rois = load_rois(paths[:2], GRID)
+    rois = load_rois(paths[:2], GRID).maps
     for path, values in zip(paths, rois, strict=False):
         image = nib.load(path)
         x, y, z = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), GRID.coordinates)).astype(int).T
         np.testing.assert_array_equal(values, np.asanyarray(image.dataobj)[x, y, z])
+
+
+def atlas(labels=(3, 7, 12)):
+    """A 3-D atlas: slabs of whole numbers, zero between them."""
+    data = np.zeros(GRID.shape, dtype=np.int16)
+    for number, label in enumerate(labels):
+        data[:, 3 * number : 3 * number + 2] = label
+    return data
+
+
+class TestLabels:
+    @pytest.mark.parametrize("kind", ["auto", "labels"])
+    def test_one_3d_image_of_whole_numbers_is_an_atlas(self, tmp_path, kind):
+        rois = load_rois([write_image(tmp_path / "atlas.nii.gz", atlas())], GRID, kind)
+        assert (rois.kind, rois.names) == ("labels", ("label-3", "label-7", "label-12"))
+        np.testing.assert_array_equal(rois.maps, [GRID.vectorize(atlas()) == label for label in (3, 7, 12)])
+
+    def test_its_series_are_means(self, tmp_path):
+        rois = load_rois([write_image(tmp_path / "atlas.nii.gz", atlas())], GRID)
+        volume = task_map()
+        expected = [volume[GRID.mask & (atlas() == label)].mean() for label in (3, 7, 12)]
+        np.testing.assert_allclose(GRID.vectorize(volume) @ rois.weights, expected, rtol=1e-5)
+
+    def test_labels_are_never_interpolated(self, tmp_path):
+        moved = GRID.affine.copy()
+        moved[:3, 3] += 3
+        rois = load_rois([write_image(tmp_path / "atlas.nii.gz", atlas(), moved)], GRID)
+        assert set(np.unique(rois.maps)) == {0, 1}
+        assert rois.names == ("label-3", "label-7", "label-12")
+
+    def test_whole_numbers_can_be_meant_as_soft_maps(self, tmp_path):
+        maps = np.stack([atlas((2, 1)), atlas((1, 1, 5))], axis=-1)
+        assert load_rois([write_image(tmp_path / "maps.nii", maps)], GRID, "maps").kind == "maps"
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (atlas((5,)), "got 1 labels on the grid"),
+            (atlas() / 2, "got 3 labels on the grid"),
+            (np.stack([atlas(), atlas()], axis=-1), "got 2 volumes of labels, expected one"),
+        ],
+    )
+    def test_what_is_no_atlas_is_refused_as_one(self, tmp_path, data, message):
+        path = write_image(tmp_path / "atlas.nii", data)
+        with pytest.raises(ConfigError, match=message):
+            load_rois([path], GRID, "labels")
 
 
 class TestRefused:
@@ -91,4 +139,4 @@ class TestRefused:
     def test_nan_outside_the_mask_does_no_harm(self, tmp_path):
         maps = roi_maps(4)
         maps[~GRID.mask] = np.nan
-        assert np.isfinite(load_rois([write_image(tmp_path / "rois.nii", maps)], GRID)).all()
+        assert np.isfinite(load_rois([write_image(tmp_path / "rois.nii", maps)], GRID).maps).all()

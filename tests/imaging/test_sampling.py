@@ -9,7 +9,8 @@ from nilearn.image import resample_to_img
 from cohort_files import GRID, task_map, write_image
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.sampling import Sampler
-from dtg_ray.imaging.series import open_series, read_masked
+from dtg_ray.imaging.series import open_series
+from dtg_ray.imaging.space import read_masked
 from reference import DATA, needs_data
 
 BOX = (13, 15, 12)
@@ -118,6 +119,18 @@ class TestLinear:
         expected = resampled.get_fdata()[GRID.mask]
         np.testing.assert_allclose(vector[well_inside], expected[well_inside], atol=1e-5)
 
+    @pytest.mark.parametrize("degrees", [0, 7, 20])
+    def test_correlates_fully_with_nilearn_wherever_both_see_the_image(self, degrees):
+        data, affine = scipy.ndimage.gaussian_filter(image(), 1), turned(degrees)
+        vector, sampler = sample(data, affine)
+        target = nib.Nifti1Image(GRID.mask.astype(np.uint8), GRID.affine)
+        resampled = resample_to_img(
+            nib.Nifti1Image(data, affine), target, interpolation="linear", force_resample=True, copy_header=True
+        ).get_fdata()[GRID.mask]
+        both = sampler.inside & (resampled != 0)
+        assert both.mean() > 0.4
+        assert np.corrcoef(vector[both], resampled[both])[0, 1] > 0.9999
+
     def test_a_linear_field_is_reproduced(self):
         affine, slope = turned(), np.array([0.5, -0.2, 0.1])
         places = nib.affines.apply_affine(affine, np.indices(BOX).reshape(3, -1).T)
@@ -157,6 +170,29 @@ class TestNearest:
         nearest = np.clip(np.rint(positions(affine)).astype(int), 0, np.array(BOX) - 1)
         expected = np.where(sampler.inside, data[tuple(nearest.T)], 0)
         np.testing.assert_array_equal(vector, expected)
+
+
+class TestMask:
+    @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+    def test_voxels_outside_a_mask_are_outside_the_field_of_view(self, interpolation):
+        data, affine = image(), turned()
+        sampler = Sampler.affine(BOX, affine, GRID, interpolation)
+        mask = np.zeros(BOX)
+        mask[:7], mask[3, 4, 5] = 1, np.nan
+        part = sampler.masked(mask.ravel(order="F"))
+        nearest = np.clip(np.rint(positions(affine)).astype(int), 0, np.array(BOX) - 1)
+        inside = sampler.inside & (np.nan_to_num(mask[tuple(nearest.T)]) == 1)
+        np.testing.assert_array_equal(part.inside, inside)
+        before, after = (one(data.ravel(order="F"), out=np.empty(GRID.n_voxels, np.float32)) for one in (sampler, part))
+        np.testing.assert_allclose(after, np.where(inside, before, 0), atol=1e-7)
+
+
+def test_places_that_are_nowhere_are_outside():
+    places = positions(turned())
+    places[:50] = np.nan
+    sampler = Sampler.at(places, BOX)
+    assert not sampler.inside[:50].any()
+    assert (sampler(image().ravel(), out=np.full(GRID.n_voxels, 5, np.float32))[:50] == 0).all()
 
 
 def test_an_image_elsewhere_covers_nothing():
