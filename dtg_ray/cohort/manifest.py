@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
-from dtg_ray.cohort.layouts import Participant
+from dtg_ray.cohort.layouts import Found, Participant
 from dtg_ray.config import CohortConfig
 from dtg_ray.errors import ConfigError
+from dtg_ray.imaging.streams import archive_of
 from dtg_ray.store.files import filesystem, is_remote
 
 SPLITS = ("train", "validation", "test")
+REQUESTS = 16
+"""Sizes of files asked for at once."""
 UNSPLIT = "synthesis"
 """Split of those who never did a task: maps are synthesized for them."""
 
 
-def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config: CohortConfig) -> pd.DataFrame:
+def build(found: Found, config: CohortConfig) -> pd.DataFrame:
     """The manifest of a cohort.
 
     Parameters
     ----------
-    participants : sequence of Participant
-    phenotypes : DataFrame
-        With a column `subject`; `stratify_by` and `group_by` columns are used where they exist.
+    found : Found
+        Of its phenotypes the `stratify_by` and `group_by` columns are used where they exist.
     config : CohortConfig
 
     Returns
     -------
     DataFrame
-        subject, block (int), split, group, rest (list of URIs), contrasts (dict of URIs), rest_bytes (of all runs,
+        subject, block (int), split, group, rest (list of Scan), contrasts (dict of Scan), rest_bytes (of all runs,
         -1 where a file is not there or may not be read); sorted by subject.
 
     Raises
@@ -38,12 +41,12 @@ def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config:
     ConfigError
         When a subject occurs twice.
     """
-    people = sorted(participants, key=lambda person: person.subject)
+    people = sorted(found.participants, key=lambda person: person.subject)
     subjects = [person.subject for person in people]
     if len(set(subjects)) < len(subjects):
         raise ConfigError(f"got {len(subjects) - len(set(subjects))} subjects more than once, expected each once")
     _check_runs(people)
-    about = phenotypes.set_index("subject").reindex(subjects)
+    about = found.phenotypes.set_index("subject").reindex(subjects)
     groups = _labels(about, config.group_by, default=subjects)
     strata = _labels(about, config.stratify_by, default=[""] * len(people))
     with_maps = np.array([bool(person.contrasts) for person in people])
@@ -55,7 +58,7 @@ def build(participants: Sequence[Participant], phenotypes: pd.DataFrame, config:
             "group": groups,
             "rest": [person.rest for person in people],
             "contrasts": [dict(sorted(person.contrasts.items())) for person in people],
-            "rest_bytes": [_total_size(person.rest) for person in people],
+            "rest_bytes": _rest_bytes(people, found.sizes),
         }
     )
 
@@ -65,9 +68,11 @@ def _check_runs(people: Sequence[Participant]) -> None:
     owner: dict[str, str] = {}
     for person in people:
         for run in person.rest:
-            if run in owner:
-                raise ConfigError(f"got {run} as a rest run of {owner[run]} and of {person.subject}, expected it once")
-            owner[run] = person.subject
+            if run.image in owner:
+                raise ConfigError(
+                    f"got {run.image} as a rest run of {owner[run.image]} and of {person.subject}, expected it once"
+                )
+            owner[run.image] = person.subject
 
 
 def assign_splits(
@@ -119,12 +124,18 @@ def _labels(about: pd.DataFrame, columns: Sequence[str], default: Sequence[str])
     return [value if ok else fallback for value, ok, fallback in zip(values, known, default, strict=True)]
 
 
-def _total_size(uris: Sequence[str]) -> int:
-    """Bytes of all runs, -1 when one of them is not there or may not be read."""
-    total = 0
-    for uri in uris:
-        try:
-            total += int(filesystem(uri).size(uri if is_remote(uri) else uri.removeprefix("file://")) or 0)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return -1
-    return total
+def _rest_bytes(people: Sequence[Participant], sizes: Mapping[str, int]) -> list[int]:
+    """Bytes of all runs of each person, -1 when one of them is not there or may not be read."""
+    files = [[archive_of(run.image) for run in person.rest] for person in people]
+    unknown = sorted({uri for uris in files for uri in uris} - set(sizes))
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        known = {**sizes, **dict(zip(unknown, pool.map(_size, unknown), strict=True))}
+    return [-1 if any(known[uri] < 0 for uri in uris) else sum(known[uri] for uri in uris) for uris in files]
+
+
+def _size(uri: str) -> int:
+    """Bytes of a file, -1 when it is not there or may not be read."""
+    try:
+        return int(filesystem(uri).size(uri if is_remote(uri) else uri.removeprefix("file://")) or 0)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return -1

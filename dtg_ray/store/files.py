@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def read(uri: str) -> bytes:
         return bytes(filesystem(uri).cat_file(uri if is_remote(uri) else str(local_path(uri))))
     except FileNotFoundError as error:
         raise MissingFileError("got no such file, expected one to read", path=uri) from error
+
+
+def listed_bytes(entry: Mapping[str, Any]) -> int:
+    """Bytes of a file by its entry in a listing; -1 for a link that leads nowhere, as git-annex leaves them."""
+    size = int(entry.get("size") or 0)
+    return -1 if entry.get("islink") and not size and not Path(entry["name"]).exists() else size
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -151,12 +158,17 @@ class Storage:
 
     def names(self, folder: str) -> list[str]:
         """Files below a folder, as names relative to the root, sorted; unfinished ones are left out."""
+        return list(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the files of `names`, in the same order, all from one listing; -1 for a link that leads nowhere."""
         base = str(self.fs._strip_protocol(self.root))  # noqa: SLF001 - fsspec's own name for it
         try:
-            found = self.fs.find(self.uri(folder))
+            found = self.fs.find(self.uri(folder), detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(path[len(base) + 1 :] for path in found if not path.endswith(".partial"))
+            return {}
+        kept = sorted(path for path in found if not path.endswith(".partial"))
+        return {path[len(base) + 1 :]: listed_bytes(found[path]) for path in kept}
 
     def zarr_store(self, name: str, *, read_only: bool = False) -> Store:
         """A Zarr store below this root."""

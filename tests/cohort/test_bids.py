@@ -7,6 +7,7 @@ import pytest
 from cohort_files import bids_path, task_map, write_bytes, write_cohort, write_image, write_map, write_rest, write_table
 from dtg_ray.cohort.layouts import bids
 from dtg_ray.errors import ConfigError
+from dtg_ray.imaging.scan import Scan
 
 SPACE = "space-MNI152NLin6Asym"
 
@@ -16,8 +17,8 @@ def touch(root, subject, *entities, suffix="bold", extension=".nii.gz"):
     return write_bytes(bids_path(root, subject, *entities, suffix=suffix, extension=extension), b"")
 
 
-def file_names(uris):
-    return [uri.rsplit("/", 1)[1] for uri in uris]
+def file_names(scans):
+    return [scan.image.rsplit("/", 1)[1] for scan in scans]
 
 
 class TestNames:
@@ -40,7 +41,14 @@ class TestNames:
                 {"sub": "7", "task": "MOTOR", "contrast": "LHvsRH", "stat": "z"},
                 "statmap",
             ),
+            ("sub-01_task-rest_bold.nii.zst", {"sub": "01", "task": "rest"}, "bold"),
+            (
+                "sub-01_task-rest_den-91k_bold.dtseries.nii",
+                {"sub": "01", "task": "rest", "den": "91k"},
+                "bold.dtseries",
+            ),
             ("sub-01_task-rest_bold.json", {}, ""),
+            ("sub-01_task-rest_bold.tsv", {}, ""),
             ("sub-01_task-rest_bold.nii.gz.part", {}, ""),
             ("participants.tsv", {}, ""),
             ("T1w.nii.gz", {}, "T1w"),
@@ -57,11 +65,11 @@ class TestFind:
         write_cohort(root, subjects=3, without_maps=1)
         found = bids.find(root)
         assert [person.subject for person in found.participants] == ["sub-01", "sub-02", "sub-03"]
-        assert found.participants[0].rest == [bids_path(root, "01", "task-rest", suffix="bold")]
+        assert found.participants[0].rest == [Scan(bids_path(root, "01", "task-rest", suffix="bold"))]
         assert [sorted(person.contrasts) for person in found.participants] == [["MOTOR_LH", "MOTOR_RH"]] * 2 + [[]]
-        assert (
-            found.participants[1].contrasts["MOTOR_RH"].endswith("sub-02_task-MOTOR_contrast-RH_stat-z_statmap.nii.gz")
-        )
+        assert file_names([found.participants[1].contrasts["MOTOR_RH"]]) == [
+            "sub-02_task-MOTOR_contrast-RH_stat-z_statmap.nii.gz"
+        ]
         assert found.left_out == {}
         assert found.phenotypes.to_dict("list") == {
             "subject": ["sub-01", "sub-02", "sub-03"],
@@ -95,7 +103,7 @@ class TestFind:
         (person,) = bids.find(str(tmp_path)).participants
         assert file_names(person.rest) == ["sub-01_task-rest_bold.nii.gz"]
         assert person.contrasts == {
-            "MOTOR_LH": bids_path(tmp_path, "01", *["task-MOTOR", "contrast-LH", "stat-z"], suffix="statmap")
+            "MOTOR_LH": Scan(bids_path(tmp_path, "01", *["task-MOTOR", "contrast-LH", "stat-z"], suffix="statmap"))
         }
 
     def test_a_contrast_is_named_after_its_task_too(self, tmp_path):
@@ -111,6 +119,72 @@ class TestFind:
         touch(tmp_path, "01", "task-rest")
         (person,) = bids.find(str(tmp_path), rest_task="eyesopen").participants
         assert file_names(person.rest) == ["sub-01_task-eyesopen_bold.nii.gz"]
+
+
+class TestMaps:
+    @pytest.mark.parametrize(
+        ("entities", "suffix"),
+        [
+            (["contrast-LH", "stat-z"], "statmap"),
+            (["contrast-LH"], "statmap"),
+            (["contrast-LH"], "zmap"),
+            (["contrast-LH"], "zstat"),
+            (["feature-taskBased", "taskcontrast-LH", "stat-z"], "statmap"),
+            (["taskcontrast-LH", "model-acrossRuns", "contrast-intercept", "stat-z"], "statmap"),
+        ],
+    )
+    def test_of_any_tool_are_known_by_their_contrast(self, tmp_path, entities, suffix):
+        touch(tmp_path, "01", "task-rest")
+        path = touch(tmp_path, "01", "task-MOTOR", *entities, suffix=suffix)
+        (person,) = bids.find(str(tmp_path)).participants
+        assert person.contrasts == {"MOTOR_LH": Scan(path)}
+
+    @pytest.mark.parametrize(
+        ("entities", "suffix"),
+        [
+            *((["contrast-LH", f"stat-{stat}"], "statmap") for stat in ("t", "effect", "p", "variance", "F")),
+            (["contrast-LH", "stat-t"], "zmap"),
+            (["stat-z"], "statmap"),
+            ([], "zmap"),
+            (["contrast-LH"], "tstat"),
+            (["contrast-LH"], "mask"),
+        ],
+    )
+    def test_of_other_statistics_are_not_taken(self, tmp_path, entities, suffix):
+        touch(tmp_path, "01", "task-rest")
+        touch(tmp_path, "01", "task-MOTOR", *entities, suffix=suffix)
+        (person,) = bids.find(str(tmp_path)).participants
+        assert person.contrasts == {}
+
+    @pytest.mark.parametrize("extension", [".nii", ".nii.gz", ".nii.zst"])
+    def test_and_runs_may_be_packed_in_any_way(self, tmp_path, extension):
+        run = touch(tmp_path, "01", "task-rest", extension=extension)
+        image = touch(tmp_path, "01", "task-MOTOR", "contrast-LH", suffix="zmap", extension=extension)
+        (person,) = bids.find(str(tmp_path)).participants
+        assert (person.rest, person.contrasts) == ([Scan(run)], {"MOTOR_LH": Scan(image)})
+
+    def test_in_several_spaces_are_chosen_by_entities(self, tmp_path):
+        touch(tmp_path, "01", "task-rest", SPACE)
+        for space in ("space-T1w", SPACE):
+            touch(tmp_path, "01", "task-MOTOR", space, "contrast-LH", "stat-z", suffix="statmap")
+        with pytest.raises(ConfigError, match="got 2 versions of statmap sub-01 MOTOR_LH"):
+            bids.find(str(tmp_path))
+        (person,) = bids.find(str(tmp_path), select={"space": "MNI152NLin6Asym"}).participants
+        assert SPACE in person.contrasts["MOTOR_LH"].image
+
+    def test_in_native_space_alone_are_taken_when_nothing_is_selected(self, tmp_path):
+        run = touch(tmp_path, "01", "task-rest", "space-T1w", "desc-preproc")
+        image = touch(tmp_path, "01", "task-MOTOR", "space-T1w", "contrast-LH", "stat-z", suffix="statmap")
+        (person,) = bids.find(str(tmp_path)).participants
+        assert (person.rest, person.contrasts) == ([Scan(run)], {"MOTOR_LH": Scan(image)})
+
+
+class TestSizes:
+    def test_are_those_of_the_images_in_the_listing(self, root):
+        run = write_bytes(bids_path(root, "01", "task-rest", suffix="bold", extension=".nii"), bytes(100))
+        image = write_bytes(f"{root}/sub-01/sub-01_task-MOTOR_contrast-LH_zmap.nii", bytes(20))
+        write_bytes(f"{root}/sub-01/anat/sub-01_T1w.nii", bytes(3))
+        assert bids.find(root).sizes == {run: 100, image: 20}
 
 
 class TestVersions:
@@ -151,6 +225,23 @@ class TestVersions:
         with pytest.raises(ConfigError, match="got 2 versions"):
             bids.find(folder, select={"space": "MNI152NLin6Asym", "res": "2"})
 
+    @pytest.mark.parametrize("entity", ["echo", "part"])
+    def test_echoes_and_phases_are_versions_not_runs(self, tmp_path, entity):
+        for value in ("1", "2"):
+            touch(tmp_path, "01", "task-rest", f"{entity}-{value}")
+        with pytest.raises(ConfigError, match="got 2 versions of bold sub-01 task-rest"):
+            bids.find(str(tmp_path))
+        (person,) = bids.find(str(tmp_path), select={entity: "2"}).participants
+        assert file_names(person.rest) == [f"sub-01_task-rest_{entity}-2_bold.nii.gz"]
+
+    def test_of_runs_and_sessions_are_runs_of_their_own(self, tmp_path):
+        for session in ("1", "2"):
+            for run in ("1", "2"):
+                touch(tmp_path, "01", f"ses-{session}", "task-rest", f"run-{run}")
+        for select, count in (({}, 4), ({"ses": "2"}, 2), ({"run": "1"}, 2), ({"ses": "1", "run": "2"}, 1)):
+            (person,) = bids.find(str(tmp_path), select=select).participants
+            assert len(person.rest) == count
+
     def test_of_one_contrast_are_refused(self, tmp_path):
         write_rest(tmp_path, "01")
         for session in ("ses-1", "ses-2"):
@@ -158,19 +249,33 @@ class TestVersions:
         with pytest.raises(ConfigError, match="got 2 versions of statmap sub-01 MOTOR_LH"):
             bids.find(str(tmp_path))
         (person,) = bids.find(str(tmp_path), select={"ses": "2"}).participants
-        assert "ses-2" in person.contrasts["MOTOR_LH"]
+        assert "ses-2" in person.contrasts["MOTOR_LH"].image
 
 
 class TestLeftOut:
     def test_everybody_has_a_reason(self, tmp_path):
         write_rest(tmp_path, "01")
         write_map(tmp_path, "02", "LH")
-        write_table(tmp_path / "participants.tsv", [{"participant_id": f"sub-{name}"} for name in ("01", "02", "03")])
+        write_table(
+            tmp_path / "participants.tsv",
+            [{"participant_id": f"sub-{name}"} for name in ("01", "02", "03", *range(10, 20))],
+        )
         found = bids.find(str(tmp_path))
         assert [person.subject for person in found.participants] == ["sub-01"]
+        assert list(found.left_out.items()) == [
+            ("sub-02", "no rest run (task-rest)"),
+            ("sub-03", "in the tables, but without any image"),
+            *((f"sub-{number}", "in the tables, but without any image") for number in range(10, 20)),
+        ]
+
+    def test_a_run_that_was_not_selected_is_another_reason_than_none(self, tmp_path):
+        touch(tmp_path, "01", "task-rest", SPACE)
+        touch(tmp_path, "02", "task-rest", "space-T1w")
+        touch(tmp_path, "03", suffix="T1w")
+        found = bids.find(str(tmp_path), select={"space": "MNI152NLin6Asym"})
         assert found.left_out == {
-            "sub-02": "no rest run (task-rest)",
-            "sub-03": "in the tables, but without any image",
+            "sub-02": "no rest run (task-rest) as selected",
+            "sub-03": "no rest run (task-rest)",
         }
 
     def test_nobody_with_a_rest_run_is_an_error(self, tmp_path):

@@ -7,24 +7,35 @@ import pandas as pd
 import pytest
 
 from cohort_files import write_bytes
-from dtg_ray.cohort.layouts import Participant
+from dtg_ray.cohort.layouts import Found, Participant
 from dtg_ray.cohort.manifest import SPLITS, UNSPLIT, assign_splits, build
 from dtg_ray.cohort.phenotypes import empty_phenotypes
 from dtg_ray.config import CohortConfig
 from dtg_ray.errors import ConfigError
+from dtg_ray.imaging.scan import Scan
+from dtg_ray.imaging.streams import member
 
 
 def people(count, maps=True):
-    return [Participant(f"sub-{number:04d}", [], {"LH": "z.nii"} if maps else {}) for number in range(count)]
+    return [Participant(f"sub-{number:04d}", [], {"LH": Scan("z.nii")} if maps else {}) for number in range(count)]
 
 
 def about(participants, **columns):
     return pd.DataFrame({"subject": [person.subject for person in participants], **columns})
 
 
+def manifest(participants, phenotypes=None, config=None, sizes=None):
+    table = empty_phenotypes() if phenotypes is None else phenotypes
+    return build(Found(participants, {}, table, sizes or {}), config or CohortConfig())
+
+
 def cohort(count, config=None, **columns):
     everybody = people(count)
-    return build(everybody, about(everybody, **columns), config or CohortConfig())
+    return manifest(everybody, about(everybody, **columns), config)
+
+
+def sizes_of(runs, sizes=None):
+    return manifest([Participant("sub-1", [Scan(run) for run in runs])], sizes=sizes)["rest_bytes"].tolist()
 
 
 class TestOrder:
@@ -32,8 +43,8 @@ class TestOrder:
         everybody = people(50)
         table = about(everybody, sex=["M", "F"] * 25)
         shuffled = random.Random(0).sample(everybody, 50)
-        expected = build(everybody, table, CohortConfig())
-        pd.testing.assert_frame_equal(build(shuffled, table.sample(frac=1, random_state=0), CohortConfig()), expected)
+        expected = manifest(everybody, table)
+        pd.testing.assert_frame_equal(manifest(shuffled, table.sample(frac=1, random_state=0)), expected)
         assert expected["subject"].is_monotonic_increasing
 
     @pytest.mark.parametrize(("count", "size", "blocks"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 16, [3])])
@@ -42,32 +53,49 @@ class TestOrder:
         assert table["block"].tolist() == np.repeat(range(len(blocks)), blocks).tolist()
 
     def test_files_are_listed(self):
-        person = Participant("sub-1", ["b.nii", "a.nii"], {"RH": "r.nii", "LH": "l.nii"})
-        row = build([person], empty_phenotypes(), CohortConfig()).iloc[0]
-        assert row["rest"] == ["b.nii", "a.nii"]
-        assert list(row["contrasts"].items()) == [("LH", "l.nii"), ("RH", "r.nii")]
+        rest = [Scan("b.nii", mask="m.nii"), Scan("a.nii")]
+        maps = {"RH": Scan("r.nii"), "LH": Scan("l.nii", warp="w.nii")}
+        row = manifest([Participant("sub-1", rest, maps)]).iloc[0]
+        assert row["rest"] == rest
+        assert list(row["contrasts"].items()) == [("LH", maps["LH"]), ("RH", maps["RH"])]
 
     def test_a_subject_that_occurs_twice_is_refused(self):
         with pytest.raises(ConfigError, match="got 1 subjects more than once"):
-            build([*people(3), Participant("sub-0001")], empty_phenotypes(), CohortConfig())
+            manifest([*people(3), Participant("sub-0001")])
 
 
 class TestSizes:
     def test_of_all_runs_are_added(self, root):
         runs = [write_bytes(f"{root}/{number}.nii", bytes(number)) for number in (100, 20, 3)]
-        (size,) = build([Participant("sub-1", runs)], empty_phenotypes(), CohortConfig())["rest_bytes"]
-        assert size == 123
+        assert sizes_of(runs) == [123]
+
+    def test_that_came_with_the_listing_are_not_asked_for_again(self, tmp_path):
+        run = write_bytes(tmp_path / "a.nii", bytes(20))
+        assert sizes_of(["s3://no-such-bucket/b.nii", run], {"s3://no-such-bucket/b.nii": 100}) == [120]
+
+    def test_of_what_was_listed_but_is_not_there_are_minus_one(self, tmp_path):
+        run = write_bytes(tmp_path / "a.nii", bytes(20))
+        assert sizes_of([run, "/annex/b.nii"], {"/annex/b.nii": -1}) == [-1]
+
+    def test_of_members_are_those_of_their_archives(self, root):
+        packed = [write_bytes(f"{root}/{number}.zip", bytes(number)) for number in (100, 20)]
+        runs = [member(archive, "fMRI/a.nii") for archive in packed]
+        assert sizes_of(runs) == [120]
+        assert sizes_of(runs, {packed[0]: 1000}) == [1020]
 
     def test_a_file_uri_is_a_path(self, tmp_path):
-        run = "file://" + write_bytes(tmp_path / "a.nii", b"123")
-        assert build([Participant("sub-1", [run])], empty_phenotypes(), CohortConfig())["rest_bytes"].tolist() == [3]
+        assert sizes_of(["file://" + write_bytes(tmp_path / "a.nii", b"123")]) == [3]
 
     @pytest.mark.parametrize("name", ["none.nii", "a.nii/none.nii"])
     def test_are_minus_one_where_a_file_is_not_there(self, root, name):
-        runs = [write_bytes(f"{root}/a.nii", b"123"), f"{root}/{name}"]
-        other = [write_bytes(f"{root}/b.nii", b"123")]
-        table = build([Participant("sub-1", runs), Participant("sub-2", other)], empty_phenotypes(), CohortConfig())
+        runs = [Scan(write_bytes(f"{root}/a.nii", b"123")), Scan(f"{root}/{name}")]
+        other = [Scan(write_bytes(f"{root}/b.nii", b"123"))]
+        table = manifest([Participant("sub-1", runs), Participant("sub-2", other)])
         assert table["rest_bytes"].tolist() == [-1, 3]
+
+    def test_a_link_that_leads_nowhere_is_no_file(self, tmp_path):
+        (tmp_path / "a.nii").symlink_to("nowhere")
+        assert sizes_of([f"{tmp_path}/a.nii"]) == [-1]
 
 
 class TestSplits:
@@ -109,16 +137,16 @@ class TestSplits:
 
     def test_people_of_whom_the_tables_know_nothing_take_part(self):
         everybody = people(10)
-        table = build(everybody, about(everybody[:4], sex=["M"] * 4, family=["f"] * 4), CohortConfig())
+        table = manifest(everybody, about(everybody[:4], sex=["M"] * 4, family=["f"] * 4))
         assert table["group"].tolist() == ["f"] * 4 + [person.subject for person in everybody[4:]]
 
     def test_columns_that_are_not_there_are_not_used(self):
-        table = build(people(20), empty_phenotypes(), CohortConfig(stratify_by=("sex",), group_by=("family",)))
+        table = manifest(people(20), config=CohortConfig(stratify_by=("sex",), group_by=("family",)))
         assert table["group"].tolist() == table["subject"].tolist()
 
     def test_people_without_maps_are_not_split_and_do_not_count(self):
         everybody = [*people(100), *(Participant(f"tub-{number:04d}") for number in range(300))]
-        table = build(everybody, empty_phenotypes(), CohortConfig(validation=0.1, test=0.2))
+        table = manifest(everybody, config=CohortConfig(validation=0.1, test=0.2))
         assert (table.loc[100:, "split"] == UNSPLIT).all()
         assert table.loc[:99, "split"].value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
 
@@ -134,7 +162,9 @@ class TestSplits:
         assert " ".join(splits) == expected
 
 
-def test_a_run_of_two_subjects_is_refused(tmp_path):
-    people = [Participant("a", ["/data/x.nii.gz"]), Participant("b", ["/data/x.nii.gz"])]
-    with pytest.raises(ConfigError, match=r"x.nii.gz as a rest run of a and of b"):
-        build(people, pd.DataFrame({"subject": ["a", "b"]}), CohortConfig())
+@pytest.mark.parametrize("image", ["/data/x.nii.gz", member("/data/x.zip", "x.nii.gz")])
+def test_a_run_of_two_subjects_is_refused(image):
+    """Whatever goes with it: it would be trained and tested on."""
+    people = [Participant("a", [Scan(image)]), Participant("b", [Scan(image, mask="/data/m.nii.gz")])]
+    with pytest.raises(ConfigError, match=r"x.nii.gz.* as a rest run of a and of b"):
+        manifest(people, pd.DataFrame({"subject": ["a", "b"]}))

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from cohort_files import write_bytes, write_table
-from dtg_ray.cohort.phenotypes import SUBJECT_COLUMNS, empty_phenotypes, read_phenotypes
+from dtg_ray.cohort.phenotypes import SUBJECT_COLUMNS, empty_phenotypes, read_phenotypes, read_tables
 from dtg_ray.errors import ConfigError
 
 ROWS = [
@@ -61,3 +61,28 @@ def test_what_is_not_such_a_table_is_refused(tmp_path, name, data, message):
 def test_a_missing_table_is_refused(root):
     with pytest.raises(ConfigError, match=r"none.tsv: got no such file"):
         read_phenotypes(f"{root}/none.tsv")
+
+
+class TestSeveralTables:
+    def test_are_joined_by_subject(self, root):
+        one = write_table(f"{root}/one.csv", [{"eid": "2", "age": 60}, {"eid": "1", "age": 50}])
+        two = write_table(f"{root}/two.tsv", [{"eid": "3", "score": 3.5}, {"eid": "1", "score": 1.5}])
+        table = read_tables([one, two]).set_index("subject")
+        assert table["age"].dropna().to_dict() == {"1": 50, "2": 60}
+        assert table["score"].dropna().to_dict() == {"1": 1.5, "3": 3.5}
+
+    def test_of_the_same_words_count_once(self, tmp_path):
+        one = write_table(tmp_path / "one.csv", [{"eid": "1", "age": 50}, {"eid": "2", "age": 60}])
+        two = write_table(tmp_path / "two.tsv", [{"subject": "2", "age": 60}, {"subject": "1", "age": 50}])
+        assert read_tables([one, two]).to_dict("list") == {"subject": ["1", "2"], "age": [50, 60]}
+
+    def test_with_a_column_in_common_are_refused(self, tmp_path):
+        paths = [
+            write_table(tmp_path / f"{name}.csv", [{"eid": "1", name: 1, **row}])
+            for name, row in (("a", {"age": 50}), ("b", {"sex": "M"}), ("c", {"age": 51, "sex": "M"}))
+        ]
+        with pytest.raises(ConfigError, match=r"c.csv: got columns \['age', 'sex'\] that a.csv, b.csv has as well"):
+            read_tables(paths)
+
+    def test_none_know_nobody(self):
+        pd.testing.assert_frame_equal(read_tables([]), empty_phenotypes())

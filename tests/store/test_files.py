@@ -156,6 +156,33 @@ class TestNames:
             storage.write(name, b"")
         assert storage.names("") == ["a/x"]
 
+    def test_come_with_their_sizes(self, storage):
+        for name, size in (("b/2", 20), ("b/1", 0), ("b/c/d/3", 3000), ("a", 1), ("b/.x.0123.partial", 5)):
+            storage.write(name, bytes(size))
+        assert list(storage.sizes("").items()) == [("a", 1), ("b/1", 0), ("b/2", 20), ("b/c/d/3", 3000)]
+        assert storage.sizes("b") == {"b/1": 0, "b/2": 20, "b/c/d/3": 3000}
+        assert storage.sizes("none") == {}
+
+    def test_come_with_their_sizes_from_one_listing(self, storage, monkeypatch):
+        storage.write("a", b"1")
+        calls = []
+        find = type(storage.fs).find
+        monkeypatch.setattr(
+            type(storage.fs), "find", lambda *args, **options: calls.append(args) or find(*args, **options)
+        )
+        monkeypatch.setattr(type(storage.fs), "size", None)
+        monkeypatch.setattr(type(storage.fs), "sizes", None)
+        assert storage.sizes("") == {"a": 1}
+        assert len(calls) == 1
+
+    def test_of_links_come_with_the_size_of_what_they_lead_to(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"123")
+        (tmp_path / "empty").touch()
+        for link, target in (("good", "file"), ("none", "empty"), ("bad", "nowhere")):
+            (tmp_path / "folder").mkdir(exist_ok=True)
+            (tmp_path / "folder" / link).symlink_to(tmp_path / target)
+        assert Storage(str(tmp_path)).sizes("folder") == {"folder/bad": -1, "folder/good": 3, "folder/none": 0}
+
     def test_what_others_write_and_delete_is_seen_at_once(self, storage):
         """Object stores' clients like to remember listings."""
         assert storage.names("a") == []

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
+
+from dtg_ray.imaging.scan import Scan
+from dtg_ray.imaging.streams import archive_of
+from dtg_ray.store.files import Storage, is_remote
+
+WITHOUT_IMAGES = "in the tables, but without any image"
 
 
 @dataclass
@@ -14,15 +22,15 @@ class Participant:
     Parameters
     ----------
     subject : str
-    rest : list of str
-        URIs of the rest runs, in order.
-    contrasts : dict of str to str
-        URI of the map of each contrast that was acquired.
+    rest : list of Scan
+        The rest runs, in order.
+    contrasts : dict of str to Scan
+        The map of each contrast that was acquired.
     """
 
     subject: str
-    rest: list[str] = field(default_factory=list)
-    contrasts: dict[str, str] = field(default_factory=dict)
+    rest: list[Scan] = field(default_factory=list)
+    contrasts: dict[str, Scan] = field(default_factory=dict)
 
 
 @dataclass
@@ -37,8 +45,35 @@ class Found:
         Subject (or file) and why it does not take part.
     phenotypes : DataFrame
         A column `subject` and anything known about the people.
+    sizes : dict of str to int
+        Bytes of the files whose size came with the listing, by URI.
     """
 
     participants: list[Participant]
     left_out: dict[str, str]
     phenotypes: pd.DataFrame
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def gather(
+    participants: Iterable[Participant],
+    left_out: Mapping[str, str],
+    phenotypes: pd.DataFrame,
+    listed: Mapping[str, int],
+) -> Found:
+    """What was found, in order: whom only the tables know is left out, sizes are those of the participants' images."""
+    people = sorted(participants, key=lambda person: person.subject)
+    absent = set(phenotypes["subject"]) - {person.subject for person in people}
+    reasons = dict.fromkeys(absent, WITHOUT_IMAGES) | dict(left_out)
+    scans = (scan for person in people for scan in (*person.rest, *person.contrasts.values()))
+    sizes = {uri: listed[uri] for scan in scans if (uri := archive_of(scan.image)) in listed}
+    return Found(people, dict(sorted(reasons.items())), phenotypes, sizes)
+
+
+def listing(storage: Storage, folder: re.Pattern[str]) -> dict[str, int]:
+    """Bytes of all files below a root, by URI. Links to folders are followed where their name is that of a `folder`."""
+    sizes = storage.sizes("")
+    if not is_remote(storage.root):
+        for link in [name for name in sizes if folder.fullmatch(name.rsplit("/", 1)[-1])]:
+            sizes |= storage.sizes(link)
+    return {storage.uri(name): size for name, size in sizes.items()}

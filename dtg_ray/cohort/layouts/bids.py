@@ -1,32 +1,65 @@
-"""BIDS derivatives: rest runs named by BIDS entities, task maps by `contrast-`, tables at the top."""
+"""BIDS derivatives: rest runs as fMRIPrep writes them, z-maps of any tool, tables at the top."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import pandas as pd
-
-from dtg_ray.cohort.layouts import Found, Participant
-from dtg_ray.cohort.phenotypes import empty_phenotypes, read_phenotypes
+from dtg_ray.cohort.layouts import Found, Participant, gather, listing
+from dtg_ray.cohort.phenotypes import read_tables
 from dtg_ray.errors import ConfigError
-from dtg_ray.imaging.rois import natural_order
+from dtg_ray.imaging.rois import natural_key
+from dtg_ray.imaging.scan import Scan
 from dtg_ray.store.files import Storage
 
 ENTITY = re.compile(r"([a-zA-Z]+)-([a-zA-Z0-9+]+)")
-DISTINGUISHING = ("space", "res", "desc")
+FOLDER = re.compile(r"(sub|ses)-[a-zA-Z0-9+]+")
+IMAGE, TABLE = re.compile(r"\.nii(\.gz|\.zst)?$"), re.compile(r"\.tsv$")
+DISTINGUISHING = ("space", "res", "desc", "echo", "part")
 """Entities that name versions of one and the same run, of which one has to be chosen."""
+MAPS = ("statmap", "zmap", "zstat")
+CONFOUNDS = ("timeseries", "regressors")
+"""What fMRIPrep calls its table of confounds, and called it before version 20."""
+PEOPLE = ("participants.tsv", "phenotypes.tsv")
 
 
-def find(root: str, *, rest_task: str = "rest", select: Mapping[str, str] | None = None) -> Found:
-    """Find rest runs (`*_task-rest_*_bold.nii[.gz]`) and task maps (`*_contrast-*_statmap.nii[.gz]`).
+@dataclass(frozen=True)
+class _File:
+    """A file and what its name says."""
+
+    uri: str
+    entities: Mapping[str, str]
+    suffix: str
+
+    @property
+    def subject(self) -> str:
+        return f"sub-{self.entities['sub']}"
+
+    @property
+    def contrast(self) -> str:
+        """TASK_CONTRAST, as contrast names alone repeat across tasks; empty for a file that is no contrast's."""
+        # HALFpipe's contrast- is that of its group model
+        name = self.entities.get("taskcontrast") or self.entities.get("contrast")
+        return "_".join(part for part in (self.entities.get("task"), name) if part) if name else ""
+
+    def without(self, *keys: str) -> frozenset[tuple[str, str]]:
+        """All entities but some."""
+        return frozenset((key, value) for key, value in self.entities.items() if key not in keys)
+
+
+def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping[str, str] | None = None) -> Found:
+    """Find rest runs (`*_task-rest_*_bold.nii[.gz|.zst]`) and z-maps (`*_contrast-*_stat-z_statmap.nii[.gz|.zst]`).
+
+    Brain masks and confounds that fMRIPrep wrote for a run go with it. Maps may also be called by `taskcontrast-`
+    (HALFpipe), or by the suffix zmap or zstat.
 
     Parameters
     ----------
-    root : str
-        A derivatives folder, local or s3://.
+    roots : str or sequence of str
+        Derivatives folders, local or s3://; people are told by `sub-` across them.
     rest_task : str
         Value of `task-` of the rest runs.
     select : mapping of str to str, optional
@@ -38,63 +71,78 @@ def find(root: str, *, rest_task: str = "rest", select: Mapping[str, str] | None
     ConfigError
         When nothing is found, or a run is there in several versions and `select` does not choose one.
     """
-    storage = Storage(root)
-    people: dict[str, Participant] = {}
-    versions: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in storage.names(""):
-        entities, suffix = parse(name)
-        if suffix not in {"bold", "statmap"} or "sub" not in entities or not _selected(entities, suffix, select or {}):
-            continue
-        subject = f"sub-{entities['sub']}"
-        person = people.setdefault(subject, Participant(subject))
-        if suffix == "bold" and entities.get("task") == rest_task:
-            person.rest.append(storage.uri(name))
-        elif suffix == "statmap" and "contrast" in entities and entities.get("stat", "z") == "z":
-            _add_contrast(person, entities, storage.uri(name), versions)
-            continue
-        else:
-            continue
-        versions[_identity(entities, suffix)].append(storage.uri(name))
-    _check_versions(versions)
-    return _collect(storage, people, rest_task)
+    storages = [Storage(root) for root in ([roots] if isinstance(roots, str) else roots)]
+    listed = _listed(storages)
+    images, tables = _parsed(listed, IMAGE), _parsed(listed, TABLE)
+    rest = [file for file in images if file.suffix == "bold" and file.entities.get("task") == rest_task]
+    runs = [file for file in rest if _selected(file, select or {})]
+    maps = [file for file in images if _is_zmap(file) and _selected(file, select or {})]
+    _check_versions(runs, maps)
+    people = {file.subject: Participant(file.subject) for file in images}
+    for run, scan in _scans(runs, images, tables):
+        people[run.subject].rest.append(scan)
+    for image in maps:
+        people[image.subject].contrasts[image.contrast] = Scan(image.uri)
+    with_rest = [person for person in people.values() if person.rest]
+    if not with_rest:
+        raise ConfigError(
+            f"{_roots(storages)}: got no *_task-{rest_task}_*_bold.nii.gz below it, expected at least one",
+            hint="check the folder, --rest-task and --select",
+        )
+    left_out = _without_rest(people, rest, f"no rest run (task-{rest_task})")
+    about = [storage.uri(name) for storage in storages for name in PEOPLE if storage.uri(name) in listed]
+    return gather(with_rest, left_out, read_tables(about), listed)
 
 
-def parse(name: str) -> tuple[dict[str, str], str]:
-    """Entities and suffix of a BIDS name; the suffix is empty for anything but a NIfTI image.
+def parse(name: str, extension: re.Pattern[str] = IMAGE) -> tuple[dict[str, str], str]:
+    """Entities and suffix of a BIDS name; the suffix is empty for a file with another extension, by default no NIfTI.
 
     >>> parse("sub-01/func/sub-01_task-rest_bold.nii.gz")
     ({'sub': '01', 'task': 'rest'}, 'bold')
     """
-    file = PurePosixPath(name).name
-    stem = re.sub(r"\.nii(\.gz)?$", "", file)
+    file = name.rsplit("/", 1)[-1]
+    stem = extension.sub("", file)
     if stem == file:
         return {}, ""
     *parts, suffix = stem.split("_")
     return {match[1]: match[2] for part in parts if (match := ENTITY.fullmatch(part))}, suffix
 
 
-def _selected(entities: Mapping[str, str], suffix: str, select: Mapping[str, str]) -> bool:
+def _listed(storages: Sequence[Storage]) -> dict[str, int]:
+    """Bytes of all files by URI; a folder without any is a mistake in its name."""
+    listed: dict[str, int] = {}
+    for storage in storages:
+        files = listing(storage, FOLDER)
+        if not files:
+            raise ConfigError(f"{storage.root}: got no file below it, expected BIDS derivatives")
+        listed |= files
+    return listed
+
+
+def _parsed(uris: Iterable[str], extension: re.Pattern[str]) -> list[_File]:
+    """Files of subjects."""
+    files = (_File(uri, *parse(uri, extension)) for uri in uris)
+    return [file for file in files if "sub" in file.entities]
+
+
+def _is_zmap(file: _File) -> bool:
+    return file.suffix in MAPS and bool(file.contrast) and file.entities.get("stat", "z") == "z"
+
+
+def _selected(file: _File, select: Mapping[str, str]) -> bool:
     """Whether a file has the entities, as far as it carries them; BOLD without `space` is native by BIDS."""
-    native = {"space": "native"} if suffix == "bold" else {}
-    return all({**native, **entities}.get(key, value) == value for key, value in select.items())
+    native = {"space": "native"} if file.suffix == "bold" else {}
+    return all({**native, **file.entities}.get(key, value) == value for key, value in select.items())
 
 
-def _identity(entities: Mapping[str, str], suffix: str) -> tuple[str, ...]:
-    """What makes a run one of its own: all entities but those that name its versions."""
-    kept = {key: value for key, value in entities.items() if key not in DISTINGUISHING}
-    return (suffix, *(f"{key}-{value}" for key, value in kept.items()))
-
-
-def _add_contrast(
-    person: Participant, entities: Mapping[str, str], uri: str, versions: dict[tuple[str, ...], list[str]]
-) -> None:
-    """A contrast is called TASK_CONTRAST: contrast names alone repeat across tasks."""
-    name = "_".join(part for part in (entities.get("task"), entities["contrast"]) if part)
-    versions["statmap", person.subject, name].append(uri)
-    person.contrasts[name] = uri
-
-
-def _check_versions(versions: Mapping[tuple[str, ...], list[str]]) -> None:
+def _check_versions(runs: Iterable[_File], maps: Iterable[_File]) -> None:
+    """Refuse what is there more than once."""
+    versions: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for run in runs:
+        kept = (f"{key}-{value}" for key, value in sorted(run.without(*DISTINGUISHING)) if key != "sub")
+        versions["bold", run.subject, *kept].append(run.uri)
+    for image in maps:
+        versions["statmap", image.subject, image.contrast].append(image.uri)
     for identity, uris in versions.items():
         if len(uris) > 1:
             names = ", ".join(sorted(PurePosixPath(uri).name for uri in uris))
@@ -104,30 +152,35 @@ def _check_versions(versions: Mapping[tuple[str, ...], list[str]]) -> None:
             )
 
 
-def _collect(storage: Storage, people: Mapping[str, Participant], rest_task: str) -> Found:
-    with_rest = [person for _, person in sorted(people.items()) if person.rest]
-    for person in with_rest:
-        person.rest = natural_order(person.rest)
-    if not with_rest:
-        raise ConfigError(
-            f"{storage.root}: got no *_task-{rest_task}_*_bold.nii.gz below it, expected at least one",
-            hint="check the folder, --rest-task and --select",
-        )
-    left_out = {subject: f"no rest run (task-{rest_task})" for subject, person in people.items() if not person.rest}
-    phenotypes = empty_phenotypes()
-    for table in ("participants.tsv", "phenotypes.tsv"):
-        if storage.exists(table):
-            phenotypes = _join(phenotypes, read_phenotypes(storage.uri(table)), storage.uri(table))
-    for subject in set(phenotypes["subject"]) - set(people):
-        left_out[subject] = "in the tables, but without any image"
-    return Found(with_rest, dict(sorted(left_out.items())), phenotypes)
+def _scans(runs: Iterable[_File], images: Iterable[_File], tables: Iterable[_File]) -> list[tuple[_File, Scan]]:
+    """The runs in natural order, each with its brain mask, in the same space, and its confounds."""
+    masks, confounds = defaultdict(list), defaultdict(list)
+    for image in images:
+        if image.suffix == "mask" and image.entities.get("desc") == "brain":
+            masks[image.without("desc")].append(image)
+    for table in tables:
+        if table.suffix in CONFOUNDS and table.entities.get("desc") == "confounds":
+            confounds[table.without(*DISTINGUISHING)].append(table)
+    scans = []
+    for run in sorted(runs, key=lambda run: (natural_key(PurePosixPath(run.uri).name), run.uri)):
+        mask = _nearest(run, masks.get(run.without("desc"), []))
+        scans.append((run, Scan(run.uri, mask=mask, confounds=_nearest(run, confounds[run.without(*DISTINGUISHING)]))))
+    return scans
 
 
-def _join(one: pd.DataFrame, other: pd.DataFrame, path: str) -> pd.DataFrame:
-    """Two tables about people side by side; a column in both would have two meanings."""
-    if twice := [name for name in other.columns if name in one.columns and name != "subject"]:
-        raise ConfigError(
-            f"{path}: got columns {twice} that participants.tsv has as well, expected each in one table",
-            hint="remove them from one of the two",
-        )
-    return one.merge(other, on="subject", how="outer")
+def _nearest(run: _File, files: Iterable[_File]) -> str:
+    """The one in the folder of the run, otherwise in another; today's name before the old one."""
+    folder = run.uri.rsplit("/", 1)[0]
+    order = sorted((file.uri.rsplit("/", 1)[0] != folder, file.suffix == CONFOUNDS[1], file.uri) for file in files)
+    return order[0][-1] if order else ""
+
+
+def _without_rest(people: Mapping[str, Participant], rest: Iterable[_File], reason: str) -> dict[str, str]:
+    """Why those without a rest run do not take part: they have none, or none that was asked for."""
+    others = {file.subject for file in rest}
+    absent = [subject for subject, person in people.items() if not person.rest]
+    return {subject: f"{reason} as selected" if subject in others else reason for subject in absent}
+
+
+def _roots(storages: Iterable[Storage]) -> str:
+    return ", ".join(storage.root for storage in storages)
