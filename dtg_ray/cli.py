@@ -19,6 +19,7 @@ from dtg_ray.errors import DTGError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dtg_ray.cohort.layouts import Found
     from dtg_ray.stages.runtime import Options
     from dtg_ray.study import Study
 
@@ -34,6 +35,19 @@ STAGE_VERBS = {
     "run": "all of these stages, in order",
 }
 WITH_MODEL = ("train", "synthesize", "evaluate")
+LAYOUT_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "rest-task": (("bids",), {"help": "value of task- of the rest runs (default: rest)"}),
+    "select": (("bids",), {"action": "append", "metavar": "ENTITY=VALUE", "help": "which version of files to take"}),
+    "instance": (("ukb",), {"type": int, "help": "imaging visit: 2 the first (default), 3 the repeat"}),
+    "smoothing": (("hcp",), {"type": int, "help": "of the z-maps, mm, where there are several"}),
+    "analysis": (
+        ("hcp",),
+        {"choices": ["level2vol", "level2_MSMAll"], "help": "which z-maps, where there are several"},
+    ),
+    "phenotypes": (("ukb", "hcp"), {"nargs": "+", "metavar": "TABLE", "help": "CSV, TSV or Parquet about the people"}),
+}
+"""Options of `dtg init` that belong to some layouts only."""
+PARAMETERS = {"rest-task": "rest_task", "phenotypes": "tables"}
 EPILOG = "exit codes: 0 all done, 1 failed, 2 usage, 3 done but some subjects failed (a table says which and why)"
 
 
@@ -105,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--address", help="a running Ray cluster, e.g. auto; default: RAY_ADDRESS, or a Ray of its own")
     verb.add_argument("--inline", action="store_true", help="without Ray, in this process (not for training networks)")
+    verb.add_argument("--cpus", type=int, help="CPUs that a Ray of its own may use (default: all)")
     verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
     verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
@@ -129,29 +144,31 @@ def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public n
 
 
 def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
-    verb = verbs.add_parser("init", help="make a study of BIDS derivatives or of a table of paths")
+    verb = verbs.add_parser("init", help="make a study of UK Biobank, HCP, fMRIPrep and other BIDS data, or a table")
     verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
     source = verb.add_mutually_exclusive_group(required=True)
-    source.add_argument("--bids", help="derivatives folder with *_task-rest_*_bold.nii.gz, local or s3://")
-    source.add_argument("--table", help="CSV, TSV or Parquet with columns subject, rest, contrast:NAME ...")
-    verb.add_argument("--rois", required=True, nargs="+", help="ROI maps: one 4-D image, several 3-D ones, or a folder")
+    source.add_argument("--ukb", metavar="ROOT", help="UK Biobank bulk: *_20227_*.zip and *_20249_*.zip, or unpacked")
+    source.add_argument("--hcp", metavar="ROOT", help="HCP Young Adult, such as s3://hcp-openaccess/HCP_1200")
+    source.add_argument("--bids", metavar="ROOT", nargs="+", help="derivatives folders of fMRIPrep and of statistics")
+    source.add_argument("--table", metavar="FILE", help="CSV, TSV or Parquet: columns subject, rest, contrast:NAME ...")
+    verb.add_argument(
+        "--rois", required=True, nargs="+", help="soft maps: a 4-D image, 3-D ones, a folder; or a 3-D label atlas"
+    )
     verb.add_argument("--config", help="YAML with any settings of study.yaml")
     verb.add_argument("--resolution", type=float, help="of the MNI152 grid, mm (default: 2)")
     verb.add_argument("--mask", help="use the grid of this mask image instead of MNI152")
     verb.add_argument("--tr", type=float, help="repetition time in s, where headers are wrong")
-    verb.add_argument("--rest-task", default="rest", help="BIDS: value of task- of the rest runs")
-    verb.add_argument(
-        "--select", action="append", default=[], metavar="ENTITY=VALUE", help="BIDS: which version to take"
-    )
+    verb.add_argument("--subjects", metavar="FILE", help="text file: only these people, one per line")
+    for name, (layouts, settings) in LAYOUT_OPTIONS.items():
+        verb.add_argument(f"--{name}", **{**settings, "help": f"{', '.join(layouts)}: {settings['help']}"})
     verb.set_defaults(verb=_init)
 
 
 def _options(options: argparse.Namespace) -> Options:
     from dtg_ray.stages.runtime import Options, check_address
 
-    chosen = Options(
-        options.address, options.inline, options.dry_run, options.retry_failed, options.quiet, options.json
-    )
+    names = ("address", "inline", "dry_run", "retry_failed", "quiet", "json", "cpus")
+    chosen = Options(**{name: getattr(options, name) for name in names})
     check_address(chosen)
     return chosen
 
@@ -167,7 +184,6 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from dtg_ray.cohort.layouts import bids, table
     from dtg_ray.config import merge
     from dtg_ray.stages import init
 
@@ -178,14 +194,26 @@ def _init(options: argparse.Namespace) -> int:
         chosen["grid"] = {"mask": options.mask}
     if options.tr is not None:
         chosen["connectomes"] = {"tr": options.tr}
-    if options.bids:
-        found = bids.find(options.bids, rest_task=options.rest_task, select=_pairs(options.select))
-    else:
-        found = table.find(options.table)
+    found = _find(options)
     summary = init.init(options.study, found, options.rois, merge(init.load_settings(options.config), chosen))
     print("\n".join(init.describe(summary)))
     _print_plan(summary.study)
     return 0
+
+
+def _find(options: argparse.Namespace) -> Found:
+    """The people, by the layout that was chosen."""
+    from dtg_ray.stages import init
+
+    layout = next(name for name in ("ukb", "hcp", "bids", "table") if getattr(options, name))
+    chosen = {name: getattr(options, name.replace("-", "_")) for name in LAYOUT_OPTIONS}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if foreign := [name for name in chosen if layout not in LAYOUT_OPTIONS[name][0]]:
+        raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {LAYOUT_OPTIONS[foreign[0]][0]}")
+    settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
+    if "select" in settings:
+        settings["select"] = _pairs(settings["select"])
+    return init.find(layout, getattr(options, layout), options.subjects, settings)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

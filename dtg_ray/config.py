@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dtg_ray.errors import ConfigError
 
+Strategy = Literal[
+    "motion", "high_pass", "wm_csf", "global_signal", "compcor", "ica_aroma", "tedana", "scrub", "non_steady_state"
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -44,13 +47,49 @@ class CohortConfig(_Frozen):
 
 
 class ConnectomeConfig(_Frozen):
-    """From a rest run to a voxel-to-ROI connectome."""
+    """From rest runs to voxel-to-ROI connectomes."""
 
-    windows: int = Field(1, ge=1, description="consecutive windows per run")
+    windows: int = Field(
+        1, ge=1, description="windows per subject, shared among its runs; at most, with window_minutes"
+    )
+    window_minutes: float | None = Field(None, gt=0, description="duration of a window; shorter runs give none")
     tr: float | None = Field(None, gt=0, description="repetition time in s, where the header is wrong")
     minimum_volumes: int = Field(30, ge=4, description="a run with fewer is failed")
     minimum_coverage: float = Field(0.5, gt=0, le=1, description="share of the mask the image must cover")
     interpolation: Literal["linear", "nearest"] = "linear"
+    maximum_gigabytes: float = Field(64, gt=0, description="a run that unpacks to more is failed")
+
+
+class CleaningConfig(_Frozen):
+    """What is taken out of rest runs that are not clean yet, by nilearn. Nothing by default: UKB and HCP are clean."""
+
+    strategy: tuple[Strategy, ...] = Field((), description="groups of fMRIPrep's confounds, as nilearn names them")
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="for nilearn's load_confounds, such as {motion: basic, fd_threshold: 0.2}",
+    )
+    columns: tuple[str, ...] = Field((), description="columns of the confounds tables, by name")
+    low_pass: float | None = Field(None, gt=0, description="Hz")
+    high_pass: float | None = Field(None, gt=0, description="Hz")
+    detrend: bool = Field(False, description="take out a linear trend")
+
+    @model_validator(mode="after")
+    def _band_is_one(self) -> CleaningConfig:
+        if self.low_pass and self.high_pass and self.high_pass >= self.low_pass:
+            raise ValueError(f"got high_pass {self.high_pass:g} Hz, expected less than low_pass, {self.low_pass:g} Hz")
+        return self
+
+
+class QualityConfig(_Frozen):
+    """Who is excluded. A rule that is not given is off; a figure that is not known breaks its rule."""
+
+    minimum_minutes: float | None = Field(None, gt=0, description="of rest left after scrubbing")
+    minimum_tsnr: float | None = Field(None, gt=0, description="median over voxels, before cleaning")
+    minimum_coverage: float | None = Field(None, gt=0, le=1, description="share of the mask, of the worst run")
+    maximum_constant: float | None = Field(None, ge=0, le=1, description="share of the mask without signal")
+    maximum_motion: float | None = Field(None, ge=0, description="mean displacement between volumes, mm")
+    maximum_scrubbed: float | None = Field(None, ge=0, le=1, description="share of the volumes")
+    maximum_mean_abs_r: float | None = Field(None, gt=0, le=1, description="mean |r| of the connectomes")
 
 
 class TrainConfig(_Frozen):
@@ -129,10 +168,16 @@ class StudyConfig(_Frozen):
 
     version: Literal[1] = 1
     rois: tuple[str, ...] = Field(description="URIs of the ROI maps: one 4-D image or several 3-D ones")
+    roi_kind: Literal["auto", "maps", "labels"] = Field(
+        "auto",
+        description="soft maps (regression) or label atlas (means); auto: one 3-D image of whole numbers is one",
+    )
     contrasts: tuple[str, ...] = Field(description="names of the task contrasts, in the order of the arrays")
     grid: GridConfig = GridConfig()
     cohort: CohortConfig = CohortConfig()
     connectomes: ConnectomeConfig = ConnectomeConfig()
+    cleaning: CleaningConfig = CleaningConfig()
+    quality: QualityConfig = QualityConfig()
     models: dict[Name, ModelConfig] = Field(default_factory=lambda: dict(DEFAULT_MODELS), min_length=1)
     synthesis: SynthesisConfig = SynthesisConfig()
     prediction: PredictionConfig = PredictionConfig()

@@ -20,7 +20,7 @@ from dtg_ray.store.receipts import Receipts
 if TYPE_CHECKING:
     from dtg_ray.study import Study
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
 
@@ -128,7 +128,14 @@ def model_hash(study: Study, model: str) -> str | None:
 
 
 def _connectomes(study: Study, _: str = "") -> dict[str, str | None]:
-    shared = fingerprint(FORMAT, "connectomes", study.config.connectomes, study.space_fingerprint)
+    shared = fingerprint(
+        FORMAT,
+        "connectomes",
+        study.config.connectomes,
+        study.config.cleaning,
+        study.config.quality,
+        study.space_fingerprint,
+    )
     return _by_block(study, shared, "rest")
 
 
@@ -154,8 +161,10 @@ def _by_block(study: Study, shared: str, files: str) -> dict[str, str | None]:
 
 
 def _plain(entry: Any) -> object:
-    """Paths as JSON can hold them: a list of runs, or a mapping of maps."""
-    return dict(entry) if isinstance(entry, Mapping) else list(entry)
+    """Scans as JSON can hold them: a list of runs, or a mapping of maps."""
+    if isinstance(entry, Mapping):
+        return {name: scan.entry() for name, scan in entry.items()}
+    return [scan.entry() for scan in entry]
 
 
 def _train(study: Study, model: str) -> dict[str, str | None]:

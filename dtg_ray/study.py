@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from dtg_ray.config import StudyConfig, fingerprint, parse, read_yaml
 from dtg_ray.errors import MissingFileError, StudyError, UsageError
 from dtg_ray.imaging.grid import Grid
+from dtg_ray.imaging.rois import Rois
+from dtg_ray.imaging.scan import Scan
 from dtg_ray.store.files import Storage, is_remote
 from dtg_ray.store.tables import read_table
 
@@ -24,14 +27,17 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
+LEFT_OUT = "left_out.parquet"
+"""Who was found but does not take part, and why."""
+SCAN = pa.struct([(field.name, pa.string()) for field in fields(Scan)])
 COHORT_SCHEMA = pa.schema(
     [
         ("subject", pa.string()),
         ("block", pa.int32()),
         ("split", pa.string()),
         ("group", pa.string()),
-        ("rest", pa.list_(pa.string())),
-        ("contrasts", pa.map_(pa.string(), pa.string())),
+        ("rest", pa.list_(SCAN)),
+        ("contrasts", pa.map_(pa.string(), SCAN)),
         ("rest_bytes", pa.int64()),
     ]
 )
@@ -71,8 +77,7 @@ class Study:
     @functools.cached_property
     def cohort(self) -> pd.DataFrame:
         """The manifest, a row per subject in array order: block, split, group, rest, contrasts, rest_bytes."""
-        table = pq.read_table(io.BytesIO(self._read(COHORT)))
-        return table.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
+        return _read_cohort(self._read(COHORT))
 
     @functools.cached_property
     def phenotypes(self) -> pd.DataFrame:
@@ -90,10 +95,17 @@ class Study:
         group = self._rois_group
         return Grid(np.asarray(group.attrs["affine"]), np.asarray(group["mask"][:], dtype=bool))
 
-    @functools.cached_property
+    @property
     def rois(self) -> NDArray[np.float32]:
-        """ROI maps on the grid, (K, V)."""
-        return np.asarray(self._rois_group["rois"][:])
+        """ROI maps on the grid, (K, V); of a label atlas one where a voxel belongs to a region."""
+        return self.roi_set.maps
+
+    @functools.cached_property
+    def roi_set(self) -> Rois:
+        """The ROIs with their names and how their series are made."""
+        group = self._rois_group
+        names = tuple(str(name) for name in group["roi"][:])
+        return Rois(np.asarray(group["rois"][:]), names, group.attrs["kind"])
 
     @functools.cached_property
     def grey_matter(self) -> NDArray[np.bool_]:
@@ -206,16 +218,28 @@ class Study:
 
 def cohort_bytes(cohort: pd.DataFrame) -> bytes:
     """The manifest as a Parquet file, the same bytes for the same table."""
-    maps = pd.Series([list(entry.items()) for entry in cohort["contrasts"]], index=cohort.index)
-    table = pa.Table.from_pandas(cohort.assign(contrasts=maps), schema=COHORT_SCHEMA, preserve_index=False)
+    rest = [[run.entry() for run in runs] for runs in cohort["rest"]]
+    maps = [[(name, scan.entry()) for name, scan in entry.items()] for entry in cohort["contrasts"]]
+    plain = cohort.assign(rest=pd.Series(rest, index=cohort.index), contrasts=pd.Series(maps, index=cohort.index))
+    table = pa.Table.from_pandas(plain, schema=COHORT_SCHEMA, preserve_index=False)
     table = table.replace_schema_metadata(None)  # it names the versions of pandas and pyarrow
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
 
 
-def space_hash(grid: Grid, rois: NDArray[np.float32]) -> str:
-    """Hash of grid and ROI maps."""
+def _read_cohort(data: bytes) -> pd.DataFrame:
+    """The manifest from its file, with scans as they were."""
+    table = pq.read_table(io.BytesIO(data)).to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
+    table["rest"] = [[Scan.of(entry) for entry in runs] for runs in table["rest"]]
+    table["contrasts"] = [{name: Scan.of(entry) for name, entry in maps.items()} for maps in table["contrasts"]]
+    return table
+
+
+def space_hash(grid: Grid, rois: Rois) -> str:
+    """Hash of grid and ROIs."""
     import hashlib
 
-    return fingerprint(grid.fingerprint, hashlib.sha256(np.ascontiguousarray(rois).tobytes()).hexdigest())
+    return fingerprint(
+        grid.fingerprint, hashlib.sha256(np.ascontiguousarray(rois.maps).tobytes()).hexdigest(), rois.kind
+    )

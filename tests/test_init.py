@@ -238,8 +238,10 @@ class TestDescribed:
         people = pd.read_csv(tmp_path / "data/participants.tsv", sep="\t")
         people.loc[len(people)] = ["sub-99", "F", 60]
         write_table(tmp_path / "data/participants.tsv", people)
+        run = tmp_path / "data/sub-03/func/sub-03_task-rest_bold.nii.gz"
+        run.unlink()
+        run.symlink_to(tmp_path / "annex/not-fetched")
         found = bids.find(str(tmp_path / "data"))
-        (tmp_path / "data/sub-03/func/sub-03_task-rest_bold.nii.gz").unlink()
         text = "\n".join(init.describe(init.init(str(tmp_path / "study"), found, [rois], SETTINGS)))
         for part in (
             f"{tmp_path}/study: made",

@@ -36,7 +36,7 @@ def study(tmp_path):
 class TestTables:
     def test_are_in_the_order_of_the_cohort(self, study):
         assert study.cohort.index.tolist() == study.phenotypes.index.tolist()
-        assert study.cohort["rest"].iloc[1][0].endswith("sub-02_task-rest_bold.nii.gz")
+        assert study.cohort["rest"].iloc[1][0].image.endswith("sub-02_task-rest_bold.nii.gz")
         assert set(study.cohort["contrasts"].iloc[0]) == {"MOTOR_LH", "MOTOR_RH"}
         assert study.cohort["contrasts"].iloc[5] == {}
 

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.errors import SubjectError
+from dtg_ray.errors import ExcludedError, SubjectError
+from dtg_ray.imaging.streams import archive_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, Resources, map_units, peak_memory, progress, session
 from dtg_ray.store.files import filesystem
@@ -69,7 +70,7 @@ def recorded(row: Row, path: str = "") -> Iterator[None]:
         yield
         row.status = "done"
     except Exception as error:
-        row.status = "failed"
+        row.status = "excluded" if isinstance(error, ExcludedError) else "failed"
         row.error_type = type(error).__name__
         where = error if isinstance(error, SubjectError) else SubjectError(f"{error}", path=path)
         where.subject = row.subject
@@ -84,7 +85,7 @@ def describe_input(row: Row, uri: str) -> None:
     """Note which file was read: its URI, size and tag."""
     row.uri = uri
     try:
-        info = filesystem(uri).info(uri)
+        info = filesystem(archive_of(uri)).info(archive_of(uri))
     except OSError:
         return
     row.size = int(info.get("size") or 0)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.imaging.rest import read_run, run_connectomes
+from dtg_ray.config import CleaningConfig, StudyConfig
+from dtg_ray.errors import ExcludedError, SubjectError
+from dtg_ray.imaging.cleaning import NUMBERS_AT_ONCE, Cleaning
+from dtg_ray.imaging.quality import Rules, broken_rule
+from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
+from dtg_ray.imaging.scan import Scan
+from dtg_ray.imaging.series import open_series
 from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
@@ -20,17 +27,14 @@ from dtg_ray.study import Study
 STAGE = "connectomes"
 NAME = "connectomes.zarr"
 VOLUMES_GUESS = 500
-"""Volumes of a run when its size is not known."""
+"""Volumes of a run that cannot be looked at."""
+HEADERS_LOOKED_AT = 8
+"""Subjects whose headers tell how long runs are."""
 
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Compute the connectomes that are owed; returns the rows of all receipts."""
     return run_blocks(study, STAGE, ConnectomeWorker, plan, make_arrays, options)
-
-
-def n_windows(study: Study) -> int:
-    """Length of the window axis: windows of the subject with most runs."""
-    return study.config.connectomes.windows * max(len(runs) for runs in study.cohort["rest"])
 
 
 def make_arrays(study: Study) -> None:
@@ -43,7 +47,7 @@ def make_arrays(study: Study) -> None:
         NAME,
         {
             "connectome": ArraySpec(
-                (n_subjects, n_windows(study), n_rois, n_voxels),
+                (n_subjects, study.config.connectomes.windows, n_rois, n_voxels),
                 (1, 1, n_rois, n_voxels),
                 ("subject", "window", "roi", "voxel"),
                 attributes={"long_name": "Pearson correlation of voxel and ROI", "units": "1"},
@@ -76,20 +80,48 @@ def coordinates(study: Study) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def plan(study: Study, pending: list[str]) -> Plan:
-    """Bytes, and the memory of a worker: the series, a demeaned copy, and one connectome in two precisions."""
+    """Bytes, and the memory of a worker: one run on the grid, ROIs and their weights, and one connectome."""
     rows = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
-    n_voxels, n_rois = study.grid.n_voxels, study.n_rois
-    volumes = max(VOLUMES_GUESS, 2 * study.config.connectomes.minimum_volumes)
-    connectome = n_windows(study) * n_rois * n_voxels
+    n_voxels, n_rois, config = study.grid.n_voxels, study.n_rois, study.config
+    connectome = n_rois * n_voxels
+    cleaning = 8 * NUMBERS_AT_ONCE * 8 if to_cleaning(config.cleaning).wanted else 0
     return Plan(
         stage=STAGE,
         units=len(study.blocks()),
         pending=len(pending),
         subjects=len(rows),
         bytes_in=int(rows["rest_bytes"].clip(lower=0).sum()),
-        bytes_out=len(rows) * connectome * 2,
-        memory=2 * volumes * n_voxels * 4 + connectome * (4 + 4 + 2) + 300 * 2**20,
+        bytes_out=len(rows) * config.connectomes.windows * connectome * 2,
+        memory=_volumes(rows, config) * n_voxels * 4
+        + connectome * (4 * 4 + 2 * config.connectomes.windows)
+        + cleaning
+        + 300 * 2**20,
     )
+
+
+def _volumes(rows: pd.DataFrame, config: StudyConfig) -> int:
+    """Volumes of the longest of some runs, by their headers."""
+    known = [2 * config.connectomes.minimum_volumes]
+    for runs in rows["rest"].iloc[:: max(len(rows) // HEADERS_LOOKED_AT, 1)][:HEADERS_LOOKED_AT]:
+        for scan in runs:
+            try:
+                with open_series(scan.image) as series:
+                    known.append(series.header.n_volumes)
+            except (SubjectError, OSError):
+                known.append(VOLUMES_GUESS)
+    return max(known)
+
+
+def to_recipe(config: StudyConfig) -> Recipe:
+    """How rest runs are read, as study.yaml says it."""
+    settings = config.connectomes.model_dump(exclude={"maximum_gigabytes"})
+    maximum = int(config.connectomes.maximum_gigabytes * 2**30)
+    return Recipe(**settings, maximum_bytes=maximum, cleaning=to_cleaning(config.cleaning))
+
+
+def to_cleaning(config: CleaningConfig) -> Cleaning:
+    """What is taken out of rest runs, as study.yaml says it."""
+    return Cleaning(**config.model_dump())
 
 
 class ConnectomeWorker(BlockWorker):
@@ -103,8 +135,23 @@ class ConnectomeWorker(BlockWorker):
         group = zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)
         return group["connectome"], group["roi_connectome"]
 
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """How runs are read."""
+        return to_recipe(self.study.config)
+
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """Who is excluded."""
+        return Rules(**self.study.config.quality.model_dump())
+
+    @functools.cached_property
+    def workspace(self) -> Workspace:
+        """Memory that all subjects of this worker share, one after the other."""
+        return Workspace()
+
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
-        """Write the connectomes of a block; a failed subject's rows stay, or become again, NaN."""
+        """Write the connectomes of a block; a failed or excluded subject's rows stay, or become again, NaN."""
         members, rows = self.study.block(block), self.study.rows(block)
         connectomes, edges = self.arrays
         block_edges = np.full((len(members), edges.shape[1]), np.nan, dtype=np.float32)
@@ -117,9 +164,9 @@ class ConnectomeWorker(BlockWorker):
             receipt = Row(subject, "failed")
             values = nan_rows(connectomes.shape[1:])
             with recorded(receipt):
-                describe_input(receipt, runs[0])
-                self.compute(list(runs), values, block_edges[position], receipt)
-            if receipt.status == "failed":
+                describe_input(receipt, runs[0].image)
+                block_edges[position] = self.compute(runs, values, receipt)
+            if receipt.status != "done":
                 values[:] = np.nan
                 block_edges[position] = np.nan
             connectomes[rows.start + position] = values
@@ -127,26 +174,11 @@ class ConnectomeWorker(BlockWorker):
         write_rows(edges, 0, rows, block_edges)
         return receipts
 
-    def compute(self, runs: list[str], values: np.ndarray, edges: np.ndarray, receipt: Row) -> None:
-        """Fill the windows (W, K, V) and the mean ROI-to-ROI connectome over runs (E,) of one subject."""
-        config = self.study.config.connectomes
-        all_edges = []
-        for number, path in enumerate(runs):
-            run_data = read_run(
-                path,
-                self.study.grid,
-                tr=config.tr,
-                minimum_volumes=max(config.minimum_volumes, 2 * config.windows),
-                minimum_coverage=config.minimum_coverage,
-                interpolation=config.interpolation,
-            )
-            first = number * config.windows
-            parts, run_edges = run_connectomes(run_data, self.study.rois, config.windows)
-            values[first : first + config.windows] = parts
-            all_edges.append(run_edges)
-            receipt.qc |= run_data.quality()
-        edges[:] = np.mean(all_edges, axis=0)
-        receipt.qc |= {
-            "runs": float(len(runs)),
-            "mean_abs_r": float(np.nanmean(np.abs(values.astype(np.float32)))),
-        }
+    def compute(self, runs: Sequence[Scan], values: NDArray[np.float16], receipt: Row) -> NDArray[np.float32]:
+        """Fill the windows (W, K, V) of one subject; returns its ROI-to-ROI connectome (E,)."""
+        edges, receipt.qc = subject_connectomes(
+            runs, self.study.grid, self.study.roi_set.weights, self.recipe, values, self.workspace
+        )
+        if broken := broken_rule(receipt.qc, self.rules):
+            raise ExcludedError(f"quality.{broken}", path=runs[0].image)
+        return edges

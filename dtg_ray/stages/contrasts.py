@@ -11,6 +11,7 @@ import pandas as pd
 
 from dtg_ray import ledger
 from dtg_ray.imaging.contrast import read_contrast
+from dtg_ray.imaging.scan import Scan
 from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
 from dtg_ray.stages.connectomes import coordinates, space
 from dtg_ray.stages.plan import Plan
@@ -75,22 +76,22 @@ class ContrastWorker(BlockWorker):
         shape = (len(self.study.config.contrasts), len(members), self.study.grid.n_voxels)
         values = np.array(self.maps[:, rows]) if kept else nan_rows(shape)
         receipts = []
-        for position, (subject, paths) in enumerate(zip(members["subject"], members["contrasts"], strict=True)):
+        for position, (subject, scans) in enumerate(zip(members["subject"], members["contrasts"], strict=True)):
             receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest"))
-            if paths and subject not in kept:
+            if scans and subject not in kept:
                 receipt.message = ""
                 with recorded(receipt):
-                    self.read(paths, values[:, position], receipt)
+                    self.read(scans, values[:, position], receipt)
                 if receipt.status == "failed":
                     values[:, position] = np.nan
             receipts.append(receipt)
         write_rows(self.maps, 1, rows, values)
         return receipts
 
-    def read(self, paths: dict[str, str], values: np.ndarray, receipt: Row) -> None:
+    def read(self, scans: dict[str, Scan], values: np.ndarray, receipt: Row) -> None:
         """Fill the maps (C, V) of one subject; any unreadable map fails the subject."""
         for number, contrast in enumerate(self.study.config.contrasts):
-            if contrast in paths:
-                describe_input(receipt, paths[contrast])
-                values[number] = read_contrast(paths[contrast], self.study.grid)
-        receipt.qc["contrasts"] = float(len(paths))
+            if contrast in scans:
+                describe_input(receipt, scans[contrast].image)
+                values[number] = read_contrast(scans[contrast], self.study.grid)
+        receipt.qc["contrasts"] = float(len(scans))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,19 @@ import pandas as pd
 import zarr
 
 from dtg_ray.cohort import manifest
-from dtg_ray.cohort.layouts import Found, Participant
+from dtg_ray.cohort.layouts import Found
 from dtg_ray.config import StudyConfig, merge, parse, read_yaml, to_yaml
-from dtg_ray.errors import ConfigError, UsageError
+from dtg_ray.errors import ConfigError, SubjectError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import load_rois, natural_order
-from dtg_ray.store.files import filesystem, is_remote, normalize
+from dtg_ray.imaging.series import read_image
+from dtg_ray.store.files import filesystem, is_remote, normalize, read
 from dtg_ray.store.tables import read_table, write_table
-from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, ROIS, Study, cohort_bytes, space_hash
+from dtg_ray.study import COHORT, CONFIG, LEFT_OUT, PHENOTYPES, ROIS, Study, cohort_bytes, space_hash
+
+IMAGES = (".nii", ".nii.gz", ".nii.zst")
+REASONS_SHOWN = 12
+"""Reasons for leaving people out that `dtg init` prints; all are in the study."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,46 @@ class Summary:
     study: Study
     left_out: dict[str, str]
     created: bool
+
+
+def find(layout: str, root: str | list[str], subjects: str | None, settings: Mapping[str, Any]) -> Found:
+    """The people below a root.
+
+    Parameters
+    ----------
+    layout : "ukb", "hcp", "bids" or "table"
+    root : str or list of str
+        What the layout's `find` takes.
+    subjects : str, optional
+        URI of a text file: only these people, one per line.
+    settings : mapping
+        Further arguments of the layout's `find`.
+
+    Raises
+    ------
+    ConfigError
+        When nothing is found, or none of the people wanted is there.
+    """
+    module = importlib.import_module(f"dtg_ray.cohort.layouts.{layout}")
+    if subjects is None:
+        found: Found = module.find(root, **settings)
+        return found
+    wanted = list(dict.fromkeys(read(normalize(subjects)).decode().split()))
+    if layout == "hcp":  # millions of objects, of which only theirs are listed
+        settings = {**settings, "subjects": wanted}
+    return _only(module.find(root, **settings), wanted, subjects)
+
+
+def _only(found: Found, wanted: list[str], origin: str) -> Found:
+    """Some of the people that were found."""
+    names = {*wanted, *(f"sub-{name}" for name in wanted)}  # as BIDS calls them
+    people = [person for person in found.participants if person.subject in names]
+    if not people:
+        raise ConfigError(f"{origin}: got {len(wanted)} people, none of whom was found with a rest run")
+    known = {person.subject for person in people} | set(found.left_out)
+    absent = {name: "wanted, but not found" for name in wanted if not {name, f"sub-{name}"} & known}
+    left_out = {name: reason for name, reason in found.left_out.items() if name in names} | absent
+    return replace(found, participants=people, left_out=dict(sorted(left_out.items())))
 
 
 def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -> Summary:
@@ -64,13 +109,15 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     """
     study = Study(uri)
     config = complete(found, expand(rois), settings)
-    cohort = manifest.build(_with_contrasts(found.participants, config.contrasts), found.phenotypes, config.cohort)
+    cohort = manifest.build(_with_contrasts(found, config.contrasts), config.cohort)
     phenotypes = _phenotypes(found, cohort)
     if study.storage.exists(CONFIG):
         _check_same(study, config, cohort, phenotypes)
         return Summary(study, found.left_out, created=False)
     write_space(study, config)
     write_table(study.storage, PHENOTYPES, phenotypes)
+    left_out = pd.DataFrame({"subject": list(found.left_out), "reason": list(found.left_out.values())}, dtype="str")
+    write_table(study.storage, LEFT_OUT, left_out)
     study.storage.write(COHORT, cohort_bytes(cohort))
     study.storage.write(CONFIG, to_yaml(config).encode())
     return Summary(study, found.left_out, created=True)
@@ -97,12 +144,13 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
     return config
 
 
-def _with_contrasts(participants: list[Participant], contrasts: tuple[str, ...]) -> list[Participant]:
+def _with_contrasts(found: Found, contrasts: tuple[str, ...]) -> Found:
     """The participants with the contrasts of the study alone: who has none of them did no task, for this study."""
-    return [
+    people = [
         replace(person, contrasts={name: person.contrasts[name] for name in contrasts if name in person.contrasts})
-        for person in participants
+        for person in found.participants
     ]
+    return replace(found, participants=people)
 
 
 def expand(rois: list[str]) -> list[str]:
@@ -110,7 +158,9 @@ def expand(rois: list[str]) -> list[str]:
     paths: list[str] = []
     for uri in map(normalize, rois):
         if filesystem(uri).isdir(uri):
-            inside = [name for name in filesystem(uri).ls(uri, detail=False) if name.endswith((".nii", ".nii.gz"))]
+            inside = [
+                name for name in filesystem(uri).ls(uri, detail=False) if name.endswith((".nii", ".nii.gz", ".nii.zst"))
+            ]
             prefix = f"{uri.split('://')[0]}://" if is_remote(uri) else ""
             paths += natural_order([f"{prefix}{name}" for name in inside])
         else:
@@ -122,45 +172,30 @@ def make_grid(config: StudyConfig) -> Grid:
     """The grid of a study: MNI152, or that of a mask image."""
     if config.grid.mask is None:
         return Grid.mni152(config.grid.resolution)
-    from isal import igzip
-    from nibabel.nifti1 import Nifti1Image
-
-    from dtg_ray.store.files import read
-
-    data = read(config.grid.mask)
     try:
-        if data[:2] == b"\x1f\x8b":
-            data = igzip.decompress(data)
-        return Grid.from_mask(Nifti1Image.from_bytes(data))
-    except Exception as error:
+        return Grid.from_mask(read_image(config.grid.mask))
+    except (SubjectError, ValueError) as error:
         raise ConfigError(f"{config.grid.mask}: cannot be used as a mask: {error}") from error
 
 
 def write_space(study: Study, config: StudyConfig) -> None:
     """Write rois.zarr: ROI maps (roi, voxel), the mask and affine of the grid, grey matter."""
     grid = make_grid(config)
-    rois = load_rois(config.rois, grid)
+    rois = load_rois(config.rois, grid, config.roi_kind)
     grey = grid.grey_matter()
     if not grey.any():
         grey = np.ones(grid.n_voxels, dtype=bool)
     group = zarr.open_group(study.storage.zarr_store(ROIS), mode="w", zarr_format=3)
-    group.attrs.update({"affine": grid.affine.tolist(), "fingerprint": space_hash(grid, rois)})
-    names = np.array(_roi_names(config.rois, len(rois)), dtype=np.dtypes.StringDType())
+    group.attrs.update({"affine": grid.affine.tolist(), "fingerprint": space_hash(grid, rois), "kind": rois.kind})
+    names = np.array(rois.names, dtype=np.dtypes.StringDType())
     for key, data, dimensions in (
-        ("rois", rois, ("roi", "voxel")),
+        ("rois", rois.maps, ("roi", "voxel")),
         ("roi", names, ("roi",)),
         ("mask", grid.mask, ("i", "j", "k")),
         ("grey_matter", grey, ("voxel",)),
         *((axis, grid.coordinates[:, number], ("voxel",)) for number, axis in enumerate("xyz")),
     ):
         group.create_array(key, data=data, dimension_names=dimensions)
-
-
-def _roi_names(paths: tuple[str, ...], count: int) -> list[str]:
-    """File names where there is a file per map, numbers otherwise."""
-    if len(paths) == count:
-        return [PurePosixPath(path).name.removesuffix(".gz").removesuffix(".nii") for path in paths]
-    return [f"roi-{number:03d}" for number in range(1, count + 1)]
 
 
 def _phenotypes(found: Found, cohort: pd.DataFrame) -> pd.DataFrame:
@@ -174,7 +209,7 @@ def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenoty
     wanted = config.model_dump(mode="json")
     different = sorted(key for key in wanted if there.get(key) != wanted[key])
     compared = ["subject", "block", "split", "group", "rest", "contrasts"]  # sizes may change while files arrive
-    old, new = (table[compared].to_json(orient="records") for table in (study.cohort, cohort))
+    old, new = (table[compared].to_dict("records") for table in (study.cohort, cohort))
     if old != new:
         different.append("the cohort's files or splits")
     elif read_table(study.storage, PHENOTYPES).to_json() != phenotypes.to_json():
@@ -205,8 +240,21 @@ def describe(summary: Summary) -> list[str]:
     ]
     if missing:
         lines.append(f"  {missing} subjects have rest runs that are not there: they will end as failed")
-    reasons = Counter(summary.left_out.values())
-    lines += [f"  left out: {count} - {reason}" for reason, count in reasons.most_common()]
+    lines += _left_out(summary.left_out)
+    if summary.left_out:
+        lines.append(f"  all {len(summary.left_out)} of them are in {study.storage.uri(LEFT_OUT)}")
+    return lines
+
+
+def _left_out(left_out: Mapping[str, str]) -> list[str]:
+    """Reasons why people do not take part, most frequent first, with the first of them by name."""
+    by_reason: dict[str, list[str]] = {}
+    for subject, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(subject)
+    lines = []
+    for reason, subjects in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:REASONS_SHOWN]:
+        more = ", ..." if len(subjects) > 3 else ""
+        lines.append(f"  left out: {len(subjects)} - {reason} ({', '.join(subjects[:3])}{more})")
     return lines
 
 
@@ -214,6 +262,4 @@ def load_settings(path: str | None) -> dict[str, Any]:
     """Settings from a YAML file, none without a path."""
     if path is None:
         return {}
-    from dtg_ray.store.files import read
-
     return read_yaml(io.BytesIO(read(path)).read().decode(), path)

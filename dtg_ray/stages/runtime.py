@@ -42,6 +42,8 @@ class Options:
         No plans and no progress bars.
     json : bool
         Plans as JSON, a line each.
+    cpus : int, optional
+        How many CPUs a Ray of its own may use; by default all of this process.
     """
 
     address: str | None = None
@@ -50,6 +52,7 @@ class Options:
     retry_failed: bool = False
     quiet: bool = False
     json: bool = False
+    cpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def session(options: Options) -> Iterator[None]:
         address = options.address or os.environ.get("RAY_ADDRESS")
         own: dict[str, Any] = {
             "address": "local",  # without it Ray joins any cluster it finds on this machine
-            "num_cpus": len(os.sched_getaffinity(0)),
+            "num_cpus": options.cpus or len(os.sched_getaffinity(0)),
             "object_store_memory": EMBEDDED_OBJECT_STORE,
             "include_dashboard": False,
         }
@@ -269,3 +272,5 @@ def check_address(options: Options) -> None:
     """Refuse options that contradict each other."""
     if options.inline and options.address:
         raise UsageError("got --inline and --address, expected one of them")
+    if options.cpus is not None and (options.cpus < 1 or options.inline or options.address):
+        raise UsageError("got --cpus, expected at least one, for a Ray of its own: without --inline and --address")

@@ -50,7 +50,7 @@ def plan(study: Study, pending: list[str], name: str) -> Plan:
     """Bytes, and the memory of a worker: the maps of a block, one connectome, and the network's activations."""
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
     n_voxels, config = study.grid.n_voxels, study.config.models[name]
-    maps, windows = len(study.config.contrasts) * n_voxels, max(len(runs) for runs in study.cohort["rest"])
+    maps, windows = len(study.config.contrasts) * n_voxels, study.config.connectomes.windows
     width = getattr(config, "width", 0)
     trained = ledger.model_hash(study, name) is not None
     return Plan(

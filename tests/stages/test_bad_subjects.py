@@ -30,12 +30,12 @@ def rewrite(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "sub-0001": (truncate, "CorruptFileError", "ends in volume"),
-    "sub-0002": (rewrite(lambda data: data[:4, :5, :6]), "ShapeError", "(4, 5, 6, 40)"),
+    "sub-0002": (rewrite(lambda data: data[:4, :5, :6]), "SpaceError", "(4, 5, 6, 40)"),
     "sub-0003": (rewrite(lambda data: np.full_like(data, np.nan)), "ValueRangeError", "NaN"),
     "sub-0004": (Path.unlink, "MissingFileError", "no file"),
     "sub-0006": (rewrite(lambda data: data[..., :5]), "TooShortError", "5 volumes"),
     "sub-0007": (rewrite(lambda data: data[..., 0]), "ShapeError", "4-D"),
-    "sub-0009": (lambda path: path.write_text("<html>404</html>"), "CorruptFileError", "NIfTI header"),
+    "sub-0009": (lambda path: path.write_text("<html>404</html>"), "CorruptFileError", "web page"),
     "sub-0011": (rewrite(np.zeros_like), "ValueRangeError", "never changes"),
 }
 
