@@ -25,6 +25,8 @@ MAXIMUM_BYTES = 64 * 2**30
 """A header that promises more than this, unpacked, is not believed."""
 LARGEST_IMAGE = 2 * 2**30
 """Bytes of an image that is read whole, unpacked; a warp of the 1 mm MNI box has 87 MB."""
+HEADER_BLOCK = 2**18
+"""Bytes per request to an object store where only a header is wanted."""
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 HEADER_ERRORS = (HeaderDataError, WrapStructError, KeyError, ValueError, OverflowError)
 """What nibabel raises for headers that end early, or hold impossible codes, quaternions or offsets."""
@@ -149,6 +151,12 @@ def open_series(path: str, maximum: int = MAXIMUM_BYTES) -> Iterator[Series]:
     """
     with open_stream(path, maximum) as stream:
         yield Series(stream, path, maximum)
+
+
+def read_header(path: str, maximum: int = MAXIMUM_BYTES) -> Header:
+    """The header of an image anywhere, by as few bytes as possible; raises as `open_series`."""
+    with open_stream(path, maximum, HEADER_BLOCK) as stream:
+        return Series(stream, path, maximum).header
 
 
 def read_image(uri: str) -> SpatialImage:

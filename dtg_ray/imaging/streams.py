@@ -31,8 +31,8 @@ DAMAGE = (EOFError, gzip.BadGzipFile, ISAL_ERROR, zlib.error, zstd.ZstdError, zi
 BAD_ARCHIVE = (NotImplementedError, RuntimeError, ValueError, struct.error)
 """What zipfile raises for encrypted members, unknown methods, and nonsense in its directory."""
 ABSENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-REMOTE_BLOCK = 8 * 2**20
-"""Bytes per request to an object store; the next block comes while this one is unpacked."""
+REMOTE_BLOCK, BLOCKS_KEPT = 32 * 2**20, 3
+"""Bytes per request to an object store, and how many are in memory; the next comes while this one is unpacked."""
 PIECE = 64 * 2**20
 """Bytes asked for at once: memory is taken for what a file holds, not for what it promises."""
 
@@ -74,7 +74,7 @@ def member(archive: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def open_stream(uri: str, maximum: int) -> Iterator[Stream]:
+def open_stream(uri: str, maximum: int, block: int = REMOTE_BLOCK) -> Iterator[Stream]:
     """Open a file anywhere and unpack it on the way.
 
     Parameters
@@ -83,6 +83,8 @@ def open_stream(uri: str, maximum: int) -> Iterator[Stream]:
         Local path, any URI fsspec knows, or `zip://MEMBER::ARCHIVE`. How it is packed is told by its first bytes.
     maximum : int
         A member of a zip that unpacks to more bytes than this is refused.
+    block : int
+        Bytes per request to an object store.
 
     Raises
     ------
@@ -97,10 +99,9 @@ def open_stream(uri: str, maximum: int) -> Iterator[Stream]:
     """
     with contextlib.ExitStack() as stack:
         if uri.startswith(ZIP):
-            name, archive = split_member(uri)
-            yield _unpacked(*_open_member(stack, name, archive, uri, maximum), uri)
+            yield _unpacked(*_open_member(stack, split_member(uri), uri, maximum, block), uri)
         else:
-            yield _unpacked(*_open_file(stack, uri), uri)
+            yield _unpacked(*_open_file(stack, uri, block), uri)
 
 
 def read_all(uri: str, maximum: int) -> bytes:
@@ -142,23 +143,27 @@ def archive_of(uri: str) -> str:
     return uri.partition("::")[2] if uri.startswith(ZIP) else uri
 
 
-def _open_file(stack: contextlib.ExitStack, uri: str) -> tuple[IO[bytes], int | None]:
+def _open_file(stack: contextlib.ExitStack, uri: str, block: int) -> tuple[IO[bytes], int | None]:
     """A file as it is, and its size."""
     try:
         if "://" not in uri:
             path = Path(uri)
             return stack.enter_context(path.open("rb")), path.stat().st_size
         fs, name = fsspec.url_to_fs(uri)
-        file = fs.open(name, "rb", block_size=REMOTE_BLOCK, cache_type="background")
+        kept = {"maxblocks": BLOCKS_KEPT}
+        file = fs.open(name, "rb", block_size=block, cache_type="background", cache_options=kept)
     except ABSENT as error:
         message = f"got no file that can be read ({type(error).__name__}), expected one"
         raise MissingFileError(message, path=uri) from error
     return stack.enter_context(contextlib.closing(file)), getattr(file, "size", None)
 
 
-def _open_member(stack: contextlib.ExitStack, name: str, archive: str, uri: str, maximum: int) -> tuple[IO[bytes], int]:
+def _open_member(
+    stack: contextlib.ExitStack, names: tuple[str, str], uri: str, maximum: int, block: int
+) -> tuple[IO[bytes], int]:
     """A member of an archive as it is, and its size."""
-    file, size = _open_file(stack, archive)
+    name, archive = names
+    file, size = _open_file(stack, archive, block)
     try:
         members = stack.enter_context(zipfile.ZipFile(file))
         info = members.getinfo(name)

@@ -16,7 +16,7 @@ from dtg_ray.imaging.cleaning import NUMBERS_AT_ONCE, Cleaning
 from dtg_ray.imaging.quality import Rules, broken_rule
 from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.imaging.series import open_series
+from dtg_ray.imaging.series import read_header
 from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
@@ -105,8 +105,7 @@ def _volumes(rows: pd.DataFrame, config: StudyConfig) -> int:
     for runs in rows["rest"].iloc[:: max(len(rows) // HEADERS_LOOKED_AT, 1)][:HEADERS_LOOKED_AT]:
         for scan in runs:
             try:
-                with open_series(scan.image) as series:
-                    known.append(series.header.n_volumes)
+                known.append(read_header(scan.image).n_volumes)
             except (SubjectError, OSError):
                 known.append(VOLUMES_GUESS)
     return max(known)

@@ -1,7 +1,10 @@
 """Files as streams, packed in every way studies ship them."""
 
+import contextlib
 import gzip
 import io
+import os
+import urllib.request
 import zipfile
 
 import fsspec
@@ -70,6 +73,31 @@ class TestPacking:
             assert file.read() == read_all(uri, LIMIT) == b"inside"
         assert archive_of(uri) == str(tmp_path / "a.zip")
         assert archive_of("s3://bucket/a.nii") == "s3://bucket/a.nii"
+
+
+@pytest.mark.s3
+def test_a_key_that_may_not_be_read_says_so(s3):
+    path = f"{s3()}/run.nii"
+    fs, name = fsspec.url_to_fs(path)
+    fs.pipe_file(name, image_bytes(rest_run()))
+    with denied(), pytest.raises(MissingFileError, match=r"run.nii: got no file that can be read \(PermissionError\)"):
+        vectors(path)
+
+
+@contextlib.contextmanager
+def denied():
+    """The S3 server knows nobody for a while."""
+    ask_for_rights_after("0")
+    try:
+        yield
+    finally:
+        ask_for_rights_after("inf")
+
+
+def ask_for_rights_after(requests):
+    url = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    request = urllib.request.Request(url, data=requests.encode(), headers={"Content-Type": "text/plain"}, method="POST")
+    urllib.request.urlopen(request, timeout=10).close()
 
 
 class TestRefused:
