@@ -54,10 +54,16 @@ class ConnectomeConfig(_Frozen):
     )
     window_minutes: float | None = Field(None, gt=0, description="duration of a window; shorter runs give none")
     tr: float | None = Field(None, gt=0, description="repetition time in s, where the header is wrong")
-    minimum_volumes: int = Field(30, ge=4, description="a run with fewer is failed")
+    minimum_volumes: int = Field(30, ge=4, description="a run or window with fewer is failed")
     minimum_coverage: float = Field(0.5, gt=0, le=1, description="share of the mask the image must cover")
     interpolation: Literal["linear", "nearest"] = "linear"
     maximum_gigabytes: float = Field(64, gt=0, description="a run that unpacks to more is failed")
+
+    @model_validator(mode="after")
+    def _windows_of_some_minutes_are_counted(self) -> ConnectomeConfig:
+        if self.window_minutes is not None and "windows" not in self.model_fields_set:
+            raise ValueError("got window_minutes without windows, expected the largest number of windows per subject")
+        return self
 
 
 class CleaningConfig(_Frozen):
@@ -114,7 +120,9 @@ class NetworkConfig(_Frozen):
     """A network from connectome to maps. The defaults are those of the published model."""
 
     kind: Literal["network"] = "network"
-    architecture: Literal["attention_unet", "unet", "attention_unet_minimal", "unet_minimal"] = "attention_unet"
+    architecture: Literal["attention_unet", "unet", "attention_unet_minimal", "unet_minimal", "resunet", "vnet"] = (
+        "attention_unet"
+    )
     depth: int = Field(1, ge=1, le=5)
     width: int = Field(64, ge=1)
     convs_per_block: int = Field(1, ge=1)

@@ -16,7 +16,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "unet": {"attention": False, "upsampling": "transposed"},
     "attention_unet_minimal": {"attention": True, "upsampling": "trilinear"},
     "unet_minimal": {"attention": False, "upsampling": "trilinear"},
+    "resunet": {"attention": False, "upsampling": "transposed_cropped"},
+    "vnet": {},
 }
+"""Name to what is fixed in it, as arguments of the network's class."""
 REQUIRED = ("architecture", "n_rois", "n_contrasts")
 DEFAULTS: dict[str, Any] = {
     "depth": 1,
@@ -38,9 +41,11 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     config : mapping
-        `architecture` ("attention_unet", "unet", "attention_unet_minimal" or "unet_minimal"), `n_rois`,
-        `n_contrasts`; optional `depth` (1), `width` (64), `convs_per_block` (1), `activation` ("relu",
-        "leaky_relu", "elu") and `norm` ("batch", "instance", "none"): see `dtg_ray.models.unet`.
+        `architecture` ("attention_unet", "unet", "attention_unet_minimal", "unet_minimal", "resunet" or "vnet"),
+        `n_rois`, `n_contrasts`; optional `depth` (1), `width` (64), `convs_per_block` (1), `activation`
+        ("relu", "leaky_relu", "elu") and `norm` ("batch", "instance", "none"): see `dtg_ray.models.unet`,
+        `dtg_ray.models.resunet` and `dtg_ray.models.vnet`. All of them halve the box `depth + 1` times, to
+        `width * 2**(depth + 1)` channels.
 
     Returns
     -------
@@ -85,16 +90,17 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         For unknown or missing keys and values that cannot be; the message names the choices.
     """
     complete = complete_config(config)
+    from dtg_ray.models.resunet import ResidualUnit
     from dtg_ray.models.unet import ConvBlock, UNet
+    from dtg_ray.models.vnet import VNet
 
-    block = functools.partial(
-        ConvBlock,
-        convs=complete["convs_per_block"],
-        activation=complete["activation"],
-        norm=complete["norm"],
-    )
+    architecture = complete["architecture"]
     sizes = {key: complete[key] for key in ("n_rois", "n_contrasts", "depth", "width")}
-    return UNet(**sizes, block=block, **ARCHITECTURES[complete["architecture"]])
+    inner = {"convs": complete["convs_per_block"], "activation": complete["activation"], "norm": complete["norm"]}
+    if architecture == "vnet":
+        return VNet(**sizes, **inner)
+    block = functools.partial(ResidualUnit if architecture == "resunet" else ConvBlock, **inner)
+    return UNet(**sizes, block=block, **ARCHITECTURES[architecture])
 
 
 def _check_value(key: str, value: object) -> None:

@@ -53,7 +53,7 @@ class Model(Protocol):
 
 
 class NetworkModel:
-    """A U-Net with the box it works in.
+    """A network with the box it works in.
 
     Parameters
     ----------

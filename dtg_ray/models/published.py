@@ -19,8 +19,12 @@ ARCHITECTURES = {
     "unet": "unet",
     "attentionunetminimal": "attention_unet_minimal",
     "unetminimal": "unet_minimal",
+    "resunet": "resunet",
+    "vnet": "vnet",
 }
 """Published name to the name in `dtg_ray.models.build`."""
+VNET_CONVS = 3
+"""Convolutions per block of the published V-Net, whatever its `n_conv_layers`; fewer in its upper levels."""
 
 
 def published_config(
@@ -30,11 +34,11 @@ def published_config(
 
     Parameters
     ----------
-    architecture : "attentionunet", "unet", "attentionunetminimal" or "unetminimal"
+    architecture : "attentionunet", "unet", "attentionunetminimal", "unetminimal", "resunet" or "vnet"
     max_depth : int
-        `depth`.
+        `depth`; for "vnet" the number of levels with the first and the lowest, so `depth + 2`.
     n_conv_layers : int
-        `convs_per_block`.
+        `convs_per_block`; without effect in the published "vnet".
     fdim : int
         `width`.
     n_channels : int
@@ -45,17 +49,20 @@ def published_config(
     Raises
     ------
     ModelError
-        For an unknown architecture.
+        For an unknown architecture, or a "vnet" of less than two levels.
     """
     if architecture not in ARCHITECTURES:
         raise ModelError(f"got the published architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    is_vnet = architecture == "vnet"
+    if is_vnet and max_depth < 2:
+        raise ModelError(f"got max_depth {max_depth}, expected at least 2 levels in a published vnet")
     return {
         "architecture": ARCHITECTURES[architecture],
         "n_rois": n_channels,
         "n_contrasts": n_out_channels,
-        "depth": max_depth,
+        "depth": max_depth - 2 if is_vnet else max_depth,
         "width": fdim,
-        "convs_per_block": n_conv_layers,
+        "convs_per_block": VNET_CONVS if is_vnet else n_conv_layers,
     }
 
 
@@ -70,6 +77,10 @@ def load_published(
     n_out_channels: int,
 ) -> nn.Module:
     """Load a network from a Lightning checkpoint of the published code.
+
+    The published code, as it is in its repository, can neither construct its "resunet" nor run its "vnet" (the
+    decoder starts with twice the channels the encoder ends with). Their names and shapes are taken to be those with
+    which they work: see `dtg_ray.models.resunet` and `dtg_ray.models.vnet`.
 
     Parameters
     ----------

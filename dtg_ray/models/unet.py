@@ -1,4 +1,4 @@
-"""3-D U-Nets with attention gates: connectomes in, contrast maps out.
+"""3-D U-Nets, with or without attention gates: connectomes in, contrast maps out.
 
 Serin et al. 2025, doi 10.1038/s42003-025-09158-6. Module names follow the published code, so that
 its checkpoints load as they are.
@@ -17,7 +17,7 @@ from dtg_ray.errors import ModelError
 
 Activation = Literal["relu", "leaky_relu", "elu"]
 Norm = Literal["batch", "instance", "none"]
-Upsampling = Literal["transposed", "trilinear"]
+Upsampling = Literal["transposed", "transposed_cropped", "trilinear"]
 
 ACTIVATIONS: dict[str, type[nn.ReLU | nn.LeakyReLU | nn.ELU]] = {
     "relu": nn.ReLU,
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, type[nn.ReLU | nn.LeakyReLU | nn.ELU]] = {
 
 
 class ConvBlock(nn.Module):
-    """A few times convolution 3x3x3, normalization, activation; keeps the spatial size.
+    """A few times convolution, normalization, activation; with the defaults it keeps the spatial size.
 
     Parameters
     ----------
@@ -36,14 +36,27 @@ class ConvBlock(nn.Module):
         Number of convolutions; all but the first keep the channels.
     activation : "relu", "leaky_relu" or "elu"
     norm : "batch", "instance" or "none"
+    kernel : int
+        Edge of the convolutions, in voxels; `kernel // 2` voxels of zeros are put around the box.
+    stride : int
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, convs: int, activation: Activation, norm: Norm) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        convs: int,
+        activation: Activation,
+        norm: Norm,
+        kernel: int = 3,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for first, last in pairwise([channels_in, *[channels_out] * convs]):
-            layers.append(nn.Conv3d(first, last, kernel_size=3, padding=1))
-            layers.extend(_norm(norm, last))
+            layers.append(nn.Conv3d(first, last, kernel, stride, padding=kernel // 2))
+            layers.extend(norm_layers(norm, last))
             layers.append(ACTIVATIONS[activation](inplace=True))
         self.conv = nn.Sequential(*layers)
 
@@ -97,9 +110,10 @@ class UNet(nn.Module):
         Makes a block of convolutions from its numbers of input and output channels.
     attention : bool
         Put an attention gate on every skip connection.
-    upsampling : "transposed" or "trilinear"
-        How the decoder doubles the box: a transposed convolution that also halves the channels, or
-        interpolation, without parameters, that keeps them (the "minimal" networks).
+    upsampling : "transposed", "transposed_cropped" or "trilinear"
+        How the decoder doubles the box: a transposed convolution that also halves the channels, as it is
+        (2n + 1 voxels) or without its border (2n - 1, the residual network), or interpolation, without
+        parameters, that keeps them (the "minimal" networks). The rest to the box of the skip is interpolation.
     """
 
     def __init__(
@@ -123,12 +137,12 @@ class UNet(nn.Module):
         self.bottleneck = block(features[-1], 2 * features[-1])
 
         skips = features[::-1]  # the decoder climbs from the lowest level
-        trilinear = upsampling == "trilinear"
+        trilinear, border = upsampling == "trilinear", int(upsampling == "transposed_cropped")
         carried = [2 * skip if trilinear else skip for skip in skips]  # channels after upsampling
         self.upscale = nn.ModuleList(
             nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True)
             if trilinear
-            else nn.ConvTranspose3d(2 * skip, skip, kernel_size=3, stride=2)
+            else nn.ConvTranspose3d(2 * skip, skip, kernel_size=3, stride=2, padding=border)
             for skip in skips
         )
         merges = [block(up + skip, skip) for up, skip in zip(carried, skips, strict=True)]
@@ -154,34 +168,36 @@ class UNet(nn.Module):
         ValueError
             When the channels are not the ROIs or the box is too small to be halved `depth + 1` times.
         """
-        self._check(x)
+        check_box(x, self.n_rois, self.depth)
         skips = [self.in_block(x)]
         for down in self.downs:
             skips.append(down(self.pool(skips[-1])))
         x = self.bottleneck(self.pool(skips[-1]))
         for level, (upscale, merge) in enumerate(zip(self.upscale, [*self.ups, self.out_block], strict=True)):
             skip = skips.pop()  # frees the deepest one early at inference
-            x = _resize(upscale(x), skip)
+            x = resize(upscale(x), skip)
             x = merge(torch.cat([x, self.attention_gates[level](x, skip) if self.attention else skip], dim=1))
         return x
 
-    def _check(self, x: Tensor) -> None:
-        smallest = 2 ** (self.depth + 1)
-        if x.ndim != 5 or x.shape[1] != self.n_rois or min(x.shape[2:]) < smallest:
-            raise ValueError(
-                f"got an input of shape {tuple(x.shape)}, expected (N, {self.n_rois}, X, Y, Z) "
-                f"with X, Y, Z of at least {smallest} for depth {self.depth}"
-            )
+
+def check_box(x: Tensor, n_rois: int, depth: int) -> None:
+    """Raise ValueError unless `x` is (N, n_rois, X, Y, Z) and can be halved `depth + 1` times."""
+    smallest = 2 ** (depth + 1)
+    if x.ndim != 5 or x.shape[1] != n_rois or min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"got an input of shape {tuple(x.shape)}, expected (N, {n_rois}, X, Y, Z) "
+            f"with X, Y, Z of at least {smallest} for depth {depth}"
+        )
 
 
-def _norm(norm: Norm, channels: int) -> list[nn.Module]:
+def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
     """Make the normalization layer of a block, if it has one."""
     if norm == "none":
         return []
     return [nn.BatchNorm3d(channels) if norm == "batch" else nn.InstanceNorm3d(channels, affine=True)]
 
 
-def _resize(x: Tensor, like: Tensor) -> Tensor:
+def resize(x: Tensor, like: Tensor) -> Tensor:
     """Trilinear interpolation to the spatial size of another tensor."""
     if x.shape[2:] == like.shape[2:]:
         return x

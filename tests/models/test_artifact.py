@@ -54,6 +54,16 @@ def minimal_unet(grid):
     return NetworkModel(network(config), config, CONTRASTS, grid)
 
 
+def resunet(grid):
+    config = CONFIG | {"architecture": "resunet", "convs_per_block": 2}
+    return NetworkModel(network(config), config, CONTRASTS, grid)
+
+
+def vnet(grid):
+    config = CONFIG | {"architecture": "vnet", "convs_per_block": 3}
+    return NetworkModel(network(config), config, CONTRASTS, grid)
+
+
 def group_mean(grid):
     maps = np.random.default_rng(3).standard_normal((2, grid.n_voxels)).astype(np.float32)
     return GroupMean(maps, CONTRASTS, grid, n_rois=3)
@@ -66,7 +76,7 @@ def linear(grid):
     return Linear(coefficients, rng.integers(-1, 5, grid.n_voxels), CONTRASTS, grid)
 
 
-@pytest.mark.parametrize("make", [unet, masked_unet, minimal_unet, group_mean, linear])
+@pytest.mark.parametrize("make", [unet, masked_unet, minimal_unet, resunet, vnet, group_mean, linear])
 class TestRoundTrip:
     def test_predictions_are_the_same_bits(self, grid, connectomes, make):
         model = make(grid)
@@ -159,8 +169,19 @@ class TestNetworkModel:
         assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in model._inference.modules())
         assert dump(model) == files
 
-    def test_bfloat16_is_close_and_really_bfloat16(self, grid, connectomes):
-        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
+    @pytest.mark.parametrize(("make", "left"), [(vnet, 0), (resunet, 5)])
+    def test_folding_reaches_every_norm_that_follows_a_convolution(self, grid, connectomes, make, left):
+        # the first norm of each of the 5 residual units follows a sum, which the shortcut sees without it
+        model = make(grid)
+        expected, files = model.predict(connectomes), dump(model)
+        model.prepare_for_inference()
+        np.testing.assert_allclose(model.predict(connectomes), expected, rtol=1e-5, atol=1e-5)
+        assert sum(isinstance(m, torch.nn.BatchNorm3d) for m in model._inference.modules()) == left
+        assert dump(model) == files
+
+    @pytest.mark.parametrize("make", [unet, resunet, vnet])
+    def test_bfloat16_is_close_and_really_bfloat16(self, grid, connectomes, make):
+        model = make(grid)
         expected = model.predict(connectomes)
         model.prepare_for_inference(dtype="bfloat16")
         maps = model.predict(connectomes)

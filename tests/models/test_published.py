@@ -11,7 +11,7 @@ from dtg_ray.models import build
 from dtg_ray.models.published import ARCHITECTURES, load_published, published_config
 from reference import PUBLISHED, needs_published
 
-SETTINGS = {"max_depth": 1, "n_conv_layers": 1, "fdim": 4, "n_channels": 3, "n_out_channels": 2}
+SETTINGS = {"max_depth": 2, "n_conv_layers": 1, "fdim": 4, "n_channels": 3, "n_out_channels": 2}
 MODELS = json.loads((PUBLISHED / "models.json").read_text()) if PUBLISHED.is_dir() else []
 
 
@@ -28,7 +28,8 @@ def test_published_networks(settings):
 
 @needs_published
 def test_all_architectures_are_among_the_published():
-    assert {model["architecture"] for model in MODELS} == set(ARCHITECTURES)
+    # the published code of the other two does not run: see test_published_residual.py
+    assert {model["architecture"] for model in MODELS} == set(ARCHITECTURES) - {"resunet", "vnet"}
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def checkpoint(tmp_path):
 def test_every_architecture_comes_back_as_it_was_saved(checkpoint, architecture):
     network = build(published_config(architecture=architecture, **SETTINGS)).eval()
     path = checkpoint({"epoch": 3, "state_dict": network.state_dict(), "optimizer_states": []})
-    x = torch.randn(1, 3, 6, 7, 5)
+    x = torch.randn(1, 3, 9, 8, 10)
     with torch.inference_mode():
         loaded = load_published(path, architecture=architecture, **SETTINGS)(x)
         torch.testing.assert_close(loaded, network(x), rtol=0, atol=0)
@@ -114,7 +115,10 @@ class TestRefused:
         self.refuse(checkpoint({"state_dict": {"in_block.conv.0.bias": "text"}}), "do not fit")
 
     def test_unknown_architecture(self):
-        with pytest.raises(
-            ModelError, match="got the published architecture 'resunet', expected one of attentionunet,"
-        ):
-            load_published("model.ckpt", architecture="resunet", **SETTINGS)
+        with pytest.raises(ModelError, match="got the published architecture 'vae', expected one of attentionunet,"):
+            load_published("model.ckpt", architecture="vae", **SETTINGS)
+
+    @pytest.mark.parametrize("levels", [1, 0, -1])
+    def test_vnet_without_a_second_level(self, levels):
+        with pytest.raises(ModelError, match=f"got max_depth {levels}, expected at least 2 levels"):
+            load_published("model.ckpt", architecture="vnet", **SETTINGS | {"max_depth": levels})
