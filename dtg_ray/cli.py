@@ -190,6 +190,8 @@ def _init(options: argparse.Namespace) -> int:
     chosen: dict[str, Any] = {}
     if options.resolution is not None:
         chosen["grid"] = {"resolution": options.resolution}
+    if options.mask is not None and options.resolution is not None:
+        raise UsageError("got --mask and --resolution, expected one: the grid of a mask has its own resolution")
     if options.mask is not None:
         chosen["grid"] = {"mask": options.mask}
     if options.tr is not None:
@@ -209,7 +211,8 @@ def _find(options: argparse.Namespace) -> Found:
     chosen = {name: getattr(options, name.replace("-", "_")) for name in LAYOUT_OPTIONS}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if foreign := [name for name in chosen if layout not in LAYOUT_OPTIONS[name][0]]:
-        raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {LAYOUT_OPTIONS[foreign[0]][0]}")
+        others = ", ".join(f"--{name}" for name in LAYOUT_OPTIONS[foreign[0]][0])
+        raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {others}")
     settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
     if "select" in settings:
         settings["select"] = _pairs(settings["select"])
@@ -253,7 +256,9 @@ def _status(options: argparse.Namespace) -> int:
     study = Study(options.study)
     status, failures = study.status(), ledger.failures(study)
     if options.json:
-        print(json.dumps({"stages": status.to_dict("records"), "failures": failures.to_dict("records")}))
+        listed = {key: failures[failures["status"] == key].to_dict("records") for key in ("failed", "excluded")}
+        stages = status.to_dict("records")
+        print(json.dumps({"stages": stages, "failures": listed["failed"], "excluded": listed["excluded"]}))
     else:
         tables.show(study.uri, status)
         if len(failures):
@@ -296,15 +301,16 @@ def _print_excluded(rows: pd.DataFrame) -> None:
 
 
 def _exit_code(rows: pd.DataFrame) -> int:
-    """3 and a table when subjects failed, 0 otherwise."""
+    """A table of who failed or was excluded by a rule; 3 when somebody failed, 0 otherwise."""
+    from dtg_ray import ledger
     from dtg_ray.report import tables
 
-    failed = rows[rows["status"] == "failed"]
-    if not len(failed):
+    troubles = ledger.troubles(rows)
+    if not len(troubles):
         return 0
     print()
-    tables.show_failures(failed)
-    return SOME_FAILED
+    tables.show_failures(troubles)
+    return SOME_FAILED if (troubles["status"] == "failed").any() else 0
 
 
 if __name__ == "__main__":

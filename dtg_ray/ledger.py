@@ -49,8 +49,8 @@ class Account:
         return set(self.rows["unit"])
 
     def pending(self, *, retry_failed: bool = False) -> list[str]:
-        """Units to do, in order; with `retry_failed` those with a failed subject too."""
-        again = set(self.rows.loc[self.rows["status"] == "failed", "unit"]) if retry_failed else set()
+        """Units to do, in order; with `retry_failed` those with a failed subject, or one that broke a rule, too."""
+        again = set(self.rows.loc[self.rows["error_type"] != "", "unit"]) if retry_failed else set()
         return [unit for unit in self.owed if unit not in self.settled or unit in again]
 
     def subjects(self, status: str) -> list[str]:
@@ -112,10 +112,15 @@ def status(study: Study) -> pd.DataFrame:
 
 
 def failures(study: Study) -> pd.DataFrame:
-    """Everybody who failed: stage, subject, error_type, message."""
+    """Everybody who failed or broke a rule of `quality`: stage, subject, status, error_type, message."""
     rows = [account(study, stage).rows for stage in stages(study)]
-    table = pd.concat(rows, ignore_index=True)
-    return table.loc[table["status"] == "failed", ["stage", "subject", "error_type", "message"]].reset_index(drop=True)
+    return troubles(pd.concat(rows, ignore_index=True))
+
+
+def troubles(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of some rows that failed or broke a rule: stage, subject, status, error_type, message."""
+    columns = ["stage", "subject", "status", "error_type", "message"]
+    return rows.loc[rows["error_type"] != "", columns].reset_index(drop=True)
 
 
 def model_hash(study: Study, model: str) -> str | None:

@@ -230,7 +230,10 @@ def cohort_bytes(cohort: pd.DataFrame) -> bytes:
 
 def _read_cohort(data: bytes) -> pd.DataFrame:
     """The manifest from its file, with scans as they were."""
-    table = pq.read_table(io.BytesIO(data)).to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
+    stored = pq.read_table(io.BytesIO(data))
+    if stored.schema.field("rest").type != COHORT_SCHEMA.field("rest").type:
+        raise StudyError(f"{COHORT} is of an older version of dtg_ray", hint="make the study again with `dtg init`")
+    table = stored.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
     table["rest"] = [[Scan.of(entry) for entry in runs] for runs in table["rest"]]
     table["contrasts"] = [{name: Scan.of(entry) for name, entry in maps.items()} for maps in table["contrasts"]]
     return table

@@ -117,6 +117,12 @@ def test_all_mistakes_are_named_at_once():
         parse({"grid": {"resolution": -1}, "wrong": 1})
 
 
+def test_window_minutes_alone_would_use_one_window_of_each_person():
+    with pytest.raises(ConfigError, match="got window_minutes without windows"):
+        parse({**MINIMAL, "connectomes": {"window_minutes": 5}})
+    assert parse({**MINIMAL, "connectomes": {"window_minutes": 5, "windows": 3}}).connectomes.windows == 3
+
+
 def test_a_config_is_frozen():
     for config, name in ((parse(MINIMAL), "grid"), (ConnectomeConfig(), "windows"), (TrainConfig(), "seed")):
         with pytest.raises(ValidationError, match="frozen"):

@@ -252,7 +252,7 @@ class TestCounts:
         settle(study, "connectomes", failed=["sub-02", "sub-06"])
         settle(study, "contrasts", failed=["sub-02"])
         assert failures(study).to_dict("records") == [
-            {"stage": stage, "subject": who, "error_type": "ShapeError", "message": f"{who}: bad"}
+            {"stage": stage, "subject": who, "status": "failed", "error_type": "ShapeError", "message": f"{who}: bad"}
             for stage, who in (("connectomes", "sub-02"), ("connectomes", "sub-06"), ("contrasts", "sub-02"))
         ]
 

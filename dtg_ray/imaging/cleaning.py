@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dtg_ray.errors import MissingFileError, TableError
+from dtg_ray.errors import MissingFileError, TableError, TooShortError, ValueRangeError
 from dtg_ray.imaging.streams import read_all
 
 LARGEST_TABLE = 256 * 2**20
@@ -111,12 +111,14 @@ def load(path: str, image: str, n_volumes: int, cleaning: Cleaning) -> Confounds
         parts.append(values.to_numpy(dtype=np.float64))
         kept = kept if sample_mask is None else np.asarray(sample_mask, dtype=np.int64)
     confounds = np.concatenate(parts, axis=1)
-    if not np.isfinite(confounds).all():
+    if not np.isfinite(confounds[kept]).all():
         raise TableError("got confounds that are not finite, expected numbers", path=path)
     return Confounds(confounds, kept)
 
 
-def clean(bold: NDArray[np.float32], confounds: Confounds, tr: float, cleaning: Cleaning) -> NDArray[np.float32]:
+def clean(
+    bold: NDArray[np.float32], confounds: Confounds, tr: float, cleaning: Cleaning, path: str
+) -> NDArray[np.float32]:
     """Clean a run, part by part of its voxels.
 
     Parameters
@@ -125,14 +127,43 @@ def clean(bold: NDArray[np.float32], confounds: Confounds, tr: float, cleaning: 
         Is written over.
     confounds : Confounds
     tr : float
-        Repetition time in s.
+        Repetition time in s, 0 where unknown.
     cleaning : Cleaning
+    path : str
+        The run, for the error.
 
     Returns
     -------
     (n, V) float32
         The volumes that are left; a view of `bold`.
+
+    Raises
+    ------
+    ValueRangeError
+        When a frequency needs a repetition time that is not known, or is beyond what it can hold.
+    TooShortError
+        When there are too few volumes for the filter.
     """
+    _check_band(cleaning, tr, path)
+    try:
+        return _clean(bold, confounds, tr, cleaning)
+    except ValueError as error:
+        raise TooShortError(f"got {len(bold)} volumes that nilearn cannot clean: {error}", path=path) from error
+
+
+def _check_band(cleaning: Cleaning, tr: float, path: str) -> None:
+    """Frequencies need a repetition time, and lie below half its inverse."""
+    highest = max(cleaning.low_pass or 0, cleaning.high_pass or 0)
+    if highest and tr <= 0:
+        raise ValueRangeError("got a header without a repetition time, expected one: give `tr`", path=path)
+    if highest and highest >= 0.5 / tr:
+        raise ValueRangeError(
+            f"got a cut-off of {highest:g} Hz for a repetition time of {tr:g} s, expected less than {0.5 / tr:.3g} Hz",
+            path=path,
+        )
+
+
+def _clean(bold: NDArray[np.float32], confounds: Confounds, tr: float, cleaning: Cleaning) -> NDArray[np.float32]:
     from nilearn.signal import clean as nilearn_clean
 
     width = max(NUMBERS_AT_ONCE // len(bold), 1)
@@ -168,7 +199,7 @@ def read_table(path: str) -> pd.DataFrame:
 
 
 def read_motion(confounds: str, motion: str) -> float:
-    """Mean displacement between volumes, mm; NaN where nothing tells it, or the file that should is not there.
+    """Mean displacement between volumes, mm; NaN where nothing tells it, or the file that should is not there or empty.
 
     Parameters
     ----------
@@ -182,20 +213,20 @@ def read_motion(confounds: str, motion: str) -> float:
     TableError
         When the file holds anything but numbers.
     """
-    if motion:
-        try:
-            text = read_all(motion, LARGEST_TABLE).decode(errors="replace")
-        except MissingFileError:
-            return float("nan")
-        try:
-            return float(np.mean([float(word) for word in text.split()]))
-        except ValueError as error:
-            raise TableError(f"got a file of displacements with {error}, expected numbers", path=motion) from error
-    if confounds:
-        table = read_table(confounds)
-        if "framewise_displacement" in table:
+    with contextlib.suppress(MissingFileError):
+        if motion:
+            return _mean_of_numbers(motion)
+        if confounds and "framewise_displacement" in (table := read_table(confounds)):
             return float(pd.to_numeric(table["framewise_displacement"], errors="coerce").mean())
     return float("nan")
+
+
+def _mean_of_numbers(path: str) -> float:
+    words = read_all(path, LARGEST_TABLE).decode(errors="replace").split()
+    try:
+        return sum(map(float, words)) / len(words) if words else float("nan")
+    except ValueError as error:
+        raise TableError(f"got a file of displacements with {error}, expected numbers", path=path) from error
 
 
 def _columns(table: pd.DataFrame, names: tuple[str, ...], path: str) -> NDArray[np.float64]:

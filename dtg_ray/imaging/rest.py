@@ -33,7 +33,7 @@ class Recipe:
     tr : float, optional
         Repetition time in s, where the headers are wrong.
     minimum_volumes : int
-        A run with fewer is refused.
+        A run with fewer, or windows with fewer, are refused.
     minimum_coverage : float
         Share of the mask the image has to cover.
     interpolation : "linear" or "nearest"
@@ -107,6 +107,7 @@ def read_run(scan: Scan, grid: Grid, recipe: Recipe, workspace: Workspace | None
             raise ShapeError(f"got an image of shape {header.shape}, expected a 4-D series", path=path)
         _check_length(header.n_volumes, recipe, path)
         confounds = cleaning_.load(scan.confounds, path, header.n_volumes, recipe.cleaning)
+        _check_length(len(confounds.kept), recipe, path, " left by scrubbing")
         sampler = place(
             series, scan, grid, minimum_coverage=recipe.minimum_coverage, interpolation=recipe.interpolation
         )
@@ -119,8 +120,7 @@ def read_run(scan: Scan, grid: Grid, recipe: Recipe, workspace: Workspace | None
     varying = squares > 0
     tsnr = float(np.median(np.abs(mean[varying]) / np.sqrt(squares[varying] / len(bold))))
     if recipe.cleaning.wanted:
-        bold = cleaning_.clean(bold, confounds, _known(tr, path), recipe.cleaning)
-        _check_length(len(bold), recipe, path, " left by scrubbing")
+        bold = cleaning_.clean(bold, confounds, tr, recipe.cleaning, path)
         _, squares = demean(bold)
     motion = cleaning_.read_motion(scan.confounds, scan.motion)
     constant = float(1 - varying.mean())
@@ -191,7 +191,7 @@ def _durations(scans: Sequence[Scan], recipe: Recipe) -> list[float]:
     if len(scans) == 1:
         return [1.0]
     headers = [read_header(scan.image, recipe.maximum_bytes) for scan in scans]
-    in_seconds = all(header.tr > 0 for header in headers)
+    in_seconds = recipe.tr is None and all(header.tr > 0 for header in headers)
     return [header.n_volumes * (header.tr if in_seconds else 1.0) for header in headers]
 
 
@@ -201,7 +201,7 @@ def _parts(run: Run, path: str, recipe: Recipe, count: int) -> list[slice]:
     if minutes is not None:
         length = round(minutes * 60 / _known(run.quality.tr, path))
     try:
-        return cut(len(run.bold), count, length)
+        return cut(len(run.bold), count, length, recipe.minimum_volumes)
     except ValueError as error:
         raise TooShortError(str(error), path=path) from error
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dtg_ray.errors import ConfigError, SubjectError
 from dtg_ray.imaging.connectome import mean_weights, regression_weights
 from dtg_ray.imaging.grid import Grid
-from dtg_ray.imaging.series import open_series
+from dtg_ray.imaging.series import open_series, read_image
 from dtg_ray.imaging.space import read_masked
 
 Kind = Literal["maps", "labels"]
@@ -60,8 +60,8 @@ def load_rois(paths: Sequence[str], grid: Grid, kind: Literal["auto", "maps", "l
     Raises
     ------
     ConfigError
-        When an image cannot be read or does not overlap the grid, a map is constant or not finite there, or there are
-        fewer than two.
+        When an image cannot be read or does not overlap the grid, a map is constant or not finite there, a label has
+        no voxel there, or there are fewer than two.
     """
     if not paths:
         raise ConfigError("got no ROI maps, expected at least two", hint=HINT)
@@ -101,6 +101,9 @@ def _from_labels(values: NDArray[np.float32], path: str) -> Rois:
     if not np.isfinite(values).all() or len(labels) < 2 or (labels != np.rint(labels)).any():
         message = f"{path}: got {len(labels)} labels on the grid, expected at least two whole numbers"
         raise ConfigError(message, hint=HINT)
+    in_file = np.unique(np.nan_to_num(np.asanyarray(read_image(path).dataobj)))
+    if lost := sorted({int(label) for label in in_file if label > 0} - {int(label) for label in labels}):
+        raise ConfigError(f"{path}: labels {lost} have no voxel on the grid", hint="a finer --resolution keeps them")
     maps = (values == labels[:, None]).astype(np.float32)
     return Rois(maps, tuple(f"label-{int(label)}" for label in labels), "labels")
 

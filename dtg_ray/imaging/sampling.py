@@ -90,18 +90,25 @@ class Sampler:
         return cls(index, _trilinear(within, inside, box), inside)
 
     def masked(self, mask: NDArray[np.generic]) -> Sampler:
-        """The same without the voxels whose nearest voxel is not in a mask of the image.
+        """The same without what a mask of the image leaves out: neither values nor NaN from there come in.
+
+        A point is inside where its nearest voxel is; the voxels of the mask around it share the weight of the others.
 
         Parameters
         ----------
         mask : (X*Y*Z,)
             In Fortran order; zero and NaN are outside.
         """
-        inside = self.inside & (np.nan_to_num(mask) != 0)[self.index]
+        brain = np.nan_to_num(mask) != 0
+        inside = self.inside & brain[self.index]
         if self.matrix is None:
             return replace(self, inside=inside)
-        kept = sparse.diags_array(inside.astype(np.float32))
-        return replace(self, matrix=sparse.csr_array(kept @ self.matrix), inside=inside)
+        matrix = self.matrix.tocoo()
+        kept = brain[matrix.col] & inside[matrix.row]
+        rows, columns, weights = matrix.row[kept], matrix.col[kept], matrix.data[kept]
+        total = np.bincount(rows, weights, minlength=len(inside))  # never 0: the nearest voxel has an eighth or more
+        entries = ((weights / total[rows]).astype(np.float32), (rows, columns))
+        return replace(self, matrix=sparse.csr_array(entries, shape=matrix.shape), inside=inside)
 
     @functools.cached_property
     def outside(self) -> NDArray[np.int64]:

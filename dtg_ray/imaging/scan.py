@@ -44,6 +44,11 @@ class Scan:
         """From an entry of the manifest."""
         return cls(**{key: value or "" for key, value in entry.items()})
 
+    @property
+    def lost_companion(self) -> str:
+        """A companion that means nothing without a warp where there is none; empty otherwise."""
+        return "" if self.warp else "a premat" if self.premat else "a reference" if self.reference else ""
+
     def entry(self) -> dict[str, str]:
         """As the manifest holds it: only the files that are there."""
         return {key: value for key, value in asdict(self).items() if value}

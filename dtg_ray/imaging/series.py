@@ -27,6 +27,10 @@ LARGEST_IMAGE = 2 * 2**30
 """Bytes of an image that is read whole, unpacked; a warp of the 1 mm MNI box has 87 MB."""
 HEADER_BLOCK = 2**18
 """Bytes per request to an object store where only a header is wanted."""
+MAXIMUM_VOLUME = 2**29
+"""Bytes of one volume, which is in memory as a whole; one of 0.5 mm MNI in float64 has 462 MB."""
+LONGEST_TR = 60.0
+"""A repetition time above this, in s, is one in ms under another name, and not believed."""
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 HEADER_ERRORS = (HeaderDataError, WrapStructError, KeyError, ValueError, OverflowError)
 """What nibabel raises for headers that end early, or hold impossible codes, quaternions or offsets."""
@@ -272,6 +276,11 @@ def _sizes(start: bytes) -> tuple[int, int]:
 
 def _check_promise(header: Header, most: int | None, path: str, maximum: int) -> None:
     """Refuse a header that promises more than is allowed or than the file can hold, before memory is taken."""
+    if header.volume_bytes > MAXIMUM_VOLUME:
+        message = (
+            f"got a header that promises volumes of {header.volume_bytes} bytes, expected at most {MAXIMUM_VOLUME}"
+        )
+        raise TooLargeError(message, path=path)
     if header.promised > maximum:
         raise TooLargeError(
             f"got a header that promises {header.promised} bytes, expected at most {maximum}", path=path
@@ -331,4 +340,4 @@ def _repetition_time(header: Any) -> float:
     except KeyError:
         unit = "unknown"
     seconds = float(header["pixdim"][4]) * SECONDS_PER_UNIT.get(unit, 1.0)
-    return seconds if np.isfinite(seconds) and seconds > 0 else 0.0
+    return seconds if 0 < seconds <= LONGEST_TR else 0.0

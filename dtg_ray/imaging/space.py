@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from dtg_ray.errors import GeometryError, SpaceError
+from dtg_ray.errors import GeometryError, SpaceError, TableError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.sampling import Sampler
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.imaging.series import Series, open_series, read_sampled
+from dtg_ray.imaging.series import Header, Series, open_series, read_sampled
 
 
 def place(
@@ -38,6 +41,8 @@ def place(
     MissingFileError, CorruptFileError, TableError
         When warp, mask or matrix cannot be read.
     """
+    if scan.lost_companion:
+        raise TableError(f"got {scan.lost_companion} without a warp, expected both", path=series.path)
     sampler = _sampler(series, scan, grid, interpolation)
     if scan.mask:
         sampler = sampler.masked(_read_mask(scan.mask, series))
@@ -94,5 +99,16 @@ def _read_mask(path: str, series: Series) -> NDArray[np.generic]:
                 f"got a mask of shape {mask.header.shape}, expected that of {series.path}: {series.header.shape[:3]}",
                 path=path,
             )
+        if mask.header.placed and series.header.placed and _shift(mask.header, series.header) > 0.5:
+            raise SpaceError(f"got a mask that lies elsewhere, or the other way round, than {series.path}", path=path)
         (volume,) = mask.volumes()
-        return volume
+    if not np.nan_to_num(volume).any():
+        raise SpaceError("got a mask without a single voxel, expected the brain", path=path)
+    return volume
+
+
+def _shift(one: Header, other: Header) -> float:
+    """How far apart two images of one shape place their corners, in voxels, at most."""
+    corners = np.array(list(itertools.product(*((0, length - 1) for length in one.shape[:3]))))
+    apart = apply_affine(np.linalg.inv(other.affine) @ one.affine, corners) - corners
+    return float(np.abs(apart).max())

@@ -63,7 +63,7 @@ def share_windows(lengths: Sequence[float], n_windows: int) -> list[Share]:
     return [Share(int(first), int(count), closes=True) for first, count in zip(firsts, counts, strict=True)]
 
 
-def cut(n_volumes: int, count: int, length: int | None = None) -> list[slice]:
+def cut(n_volumes: int, count: int, length: int | None = None, minimum: int = 2) -> list[slice]:
     """Cut a run into consecutive windows of equal length; volumes that are left over at the end are not used.
 
     Parameters
@@ -73,16 +73,19 @@ def cut(n_volumes: int, count: int, length: int | None = None) -> list[slice]:
         Number of windows; the largest number where `length` is given.
     length : int, optional
         Volumes per window, where windows have a fixed duration. There may be fewer windows then, even none.
+    minimum : int
+        Volumes a window has to have.
 
     Raises
     ------
     ValueError
-        When a window would have fewer than two volumes.
+        When windows would be shorter.
     """
     if length is None:
         length = n_volumes // count
-    else:
-        count = min(count, n_volumes // length)
-    if length < 2:
-        raise ValueError(f"got {n_volumes} volumes for {count} windows, expected at least two volumes in each")
+    if length < minimum:
+        raise ValueError(
+            f"got windows of {length} volumes ({count} in {n_volumes}), expected at least {minimum} in each"
+        )
+    count = min(count, n_volumes // length)
     return [slice(start * length, (start + 1) * length) for start in range(count)]

@@ -22,9 +22,10 @@ def show(title: str, table: pd.DataFrame, console: Console | None = None) -> Non
 
 
 def show_failures(failures: pd.DataFrame) -> None:
-    """Print who failed, a line each as it can be searched for: stage, error, subject, file, message."""
+    """Print who failed or was excluded by a rule, a line each as it can be searched for: stage, error, message."""
     console = default_console()
-    console.print(f"[bold]{len(failures)} failed[/bold]")
+    counts = failures["status"].value_counts()
+    console.print(f"[bold]{', '.join(f'{count} {status}' for status, count in counts.items())}[/bold]")
     for _, row in failures.iterrows():
         console.print(f"{row['stage']}: {row['error_type']}: {row['message']}", soft_wrap=True, markup=False)
 

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,8 @@ def run_blocks(
     account = ledger.account(study, stage)
     pending = [unit for unit in account.pending(retry_failed=options.retry_failed) if account.owed[unit]]
     todo = plan(study, pending)
+    if not pending and account.pending():
+        todo = replace(todo, waiting=todo.waiting or "the stage before")
     todo.show(options)
     if options.dry_run or not pending:
         return account.rows

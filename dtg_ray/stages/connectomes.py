@@ -162,7 +162,7 @@ class ConnectomeWorker(BlockWorker):
                 continue
             receipt = Row(subject, "failed")
             values = nan_rows(connectomes.shape[1:])
-            with recorded(receipt):
+            with recorded(receipt, runs[0].image):
                 describe_input(receipt, runs[0].image)
                 block_edges[position] = self.compute(runs, values, receipt)
             if receipt.status != "done":

@@ -80,7 +80,7 @@ class ContrastWorker(BlockWorker):
             receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest"))
             if scans and subject not in kept:
                 receipt.message = ""
-                with recorded(receipt):
+                with recorded(receipt, next(iter(scans.values())).image):
                     self.read(scans, values[:, position], receipt)
                 if receipt.status == "failed":
                     values[:, position] = np.nan

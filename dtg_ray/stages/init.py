@@ -241,7 +241,7 @@ def describe(summary: Summary) -> list[str]:
     if missing:
         lines.append(f"  {missing} subjects have rest runs that are not there: they will end as failed")
     lines += _left_out(summary.left_out)
-    if summary.left_out:
+    if summary.left_out and summary.created:
         lines.append(f"  all {len(summary.left_out)} of them are in {study.storage.uri(LEFT_OUT)}")
     return lines
 

@@ -32,7 +32,8 @@ class TestCompanions:
     @pytest.mark.parametrize("space", [(SPACE, "res-2"), (SPACE,), ("space-T1w",), ()])
     def test_are_the_mask_and_the_confounds_of_the_same_run(self, tmp_path, confounds, space):
         runs = [preprocessed(tmp_path, f"run-{run}", confounds=confounds, space=space) for run in (1, 2)]
-        (person,) = bids.find(str(tmp_path)).participants
+        chosen = space[0].removeprefix("space-") if space else "native"
+        (person,) = bids.find(str(tmp_path), select={"space": chosen}).participants
         assert person.rest == runs
 
     def test_of_sessions_are_not_mixed_up(self, root):

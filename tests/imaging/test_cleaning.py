@@ -12,7 +12,7 @@ from nilearn.maskers import NiftiMasker
 from nilearn.signal import clean as nilearn_clean
 
 from cohort_files import GRID, TR, rest_run, write_image
-from dtg_ray.errors import MissingFileError, TableError, TooShortError
+from dtg_ray.errors import MissingFileError, TableError, TooShortError, ValueRangeError
 from dtg_ray.imaging import cleaning as cleaning_module
 from dtg_ray.imaging.cleaning import Cleaning, clean, load
 from dtg_ray.imaging.rest import Recipe, read_run
@@ -188,6 +188,25 @@ class TestRefused:
         self.refuse(scan_of(folder), cleaning, TooShortError, r"got 10 volumes left by scrubbing, expected at least 30")
 
 
+class TestBand:
+    def run(self, folder, tr=TR, volumes=VOLUMES, **band):
+        path = write_image(folder / "run.nii", rest_run(volumes=volumes), tr=tr)
+        return read_run(Scan(path), GRID, Recipe(minimum_volumes=5, cleaning=Cleaning(**band)))
+
+    def test_needs_a_repetition_time(self, tmp_path):
+        with pytest.raises(ValueRangeError, match="got a header without a repetition time"):
+            self.run(tmp_path, tr=0, low_pass=0.1)
+        self.run(tmp_path, tr=0, detrend=True)
+
+    def test_has_to_lie_below_half_the_sampling_rate(self, tmp_path):
+        with pytest.raises(ValueRangeError, match=r"got a cut-off of 0.3 Hz for a repetition time of 2 s"):
+            self.run(tmp_path, low_pass=0.3)
+
+    def test_too_few_volumes_for_the_filter_are_told_with_the_file(self, tmp_path):
+        with pytest.raises(TooShortError, match=r"run.nii: got 12 volumes that nilearn cannot clean"):
+            self.run(tmp_path, volumes=12, low_pass=0.1, high_pass=0.01)
+
+
 def test_confounds_are_not_read_where_they_are_not_needed():
     confounds = load("/not/there.tsv", "run.nii", 7, Cleaning(detrend=True))
     assert confounds.regressors.shape == (7, 0)
@@ -196,5 +215,5 @@ def test_confounds_are_not_read_where_they_are_not_needed():
 
 def test_cleaning_writes_over_the_series_it_is_given(folder):
     bold = masked(folder).astype(np.float32)
-    result = clean(bold, load("", "run.nii", VOLUMES, Cleaning(detrend=True)), TR, Cleaning(detrend=True))
+    result = clean(bold, load("", "run.nii", VOLUMES, Cleaning(detrend=True)), TR, Cleaning(detrend=True), "run.nii")
     assert np.shares_memory(result, bold)

@@ -84,6 +84,17 @@ class TestRun:
         assert np.shares_memory(long, short)
         assert short.shape == (40, GRID.n_voxels)
 
+    def test_nothing_outside_a_mask_comes_in_not_even_nan(self, tmp_path):
+        data, inside = rest_run(), np.zeros(GRID.shape, dtype=np.uint8)
+        inside[:, :7] = 1
+        data[:, 7:] = np.nan
+        moved = GRID.affine.copy()
+        moved[:3, 3] += [3, 4, -5]
+        mask = write_image(tmp_path / "mask.nii.gz", inside, moved)
+        run = read_run(Scan(write_image(tmp_path / "run.nii", data, moved), mask=mask), GRID, Recipe())
+        assert np.isfinite(run.bold).all()
+        assert 0.5 < run.quality.coverage < 1
+
     def test_a_mask_of_the_image_takes_voxels_out(self, tmp_path):
         data = np.zeros(GRID.shape, dtype=np.uint8)
         data[:, :7] = 1
@@ -138,6 +149,28 @@ class TestRefused:
         far[0, 3] += 500
         self.refuse(write_image(tmp_path / "run.nii", rest_run(), far), SpaceError, "covers 0% of the mask")
 
+    @pytest.mark.parametrize("companion", ["premat", "reference"])
+    def test_companions_of_a_warp_without_one(self, tmp_path, companion):
+        path = write_image(tmp_path / "run.nii", rest_run())
+        with pytest.raises(TableError, match=f"got a {companion} without a warp, expected both"):
+            read_run(Scan(path, **{companion: "x.mat"}), GRID, Recipe())
+
+    def test_a_mask_stored_the_other_way_round(self, tmp_path):
+        turn = np.diag([-1.0, 1, 1, 1])
+        turn[0, 3] = GRID.shape[0] - 1
+        data = np.zeros(GRID.shape, dtype=np.uint8)
+        data[:6] = 1
+        path = write_image(tmp_path / "run.nii", rest_run())
+        mask = write_image(tmp_path / "mask.nii", data[::-1], GRID.affine @ turn)
+        with pytest.raises(SpaceError, match=r"mask.nii: got a mask that lies elsewhere, or the other way round"):
+            read_run(Scan(path, mask=mask), GRID, Recipe())
+
+    def test_an_empty_mask(self, tmp_path):
+        path = write_image(tmp_path / "run.nii", rest_run())
+        mask = write_image(tmp_path / "mask.nii", np.zeros(GRID.shape, dtype=np.uint8))
+        with pytest.raises(SpaceError, match=r"mask.nii: got a mask without a single voxel"):
+            read_run(Scan(path, mask=mask), GRID, Recipe())
+
     def test_a_header_that_does_not_say_where_the_image_lies(self, tmp_path):
         raw = patched(image_bytes(rest_run()), sform_code=0, qform_code=0)
         self.refuse(write_bytes(tmp_path / "run.nii", raw), GeometryError, "got a header with neither sform nor qform")
@@ -166,8 +199,8 @@ class TestRefused:
     def test_no_repetition_time_where_one_is_needed(self, tmp_path):
         scan = Scan(write_image(tmp_path / "run.nii", rest_run(), tr=0))
         with pytest.raises(ValueRangeError, match="got a header without a repetition time"):
-            fill([scan], recipe=Recipe(window_minutes=0.5))
-        fill([scan], recipe=Recipe(window_minutes=0.5, tr=2.0))
+            fill([scan], recipe=Recipe(window_minutes=1))
+        fill([scan], recipe=Recipe(window_minutes=1, tr=2.0))
 
 
 class TestQuality:
@@ -184,6 +217,10 @@ class TestQuality:
     def test_motion_is_told_where_it_is_known(self, tmp_path):
         path = write_image(tmp_path / "run.nii", rest_run())
         (tmp_path / "mean.rms").write_text("0.125 \n")
+        (tmp_path / "empty.rms").write_text("\n")
+        for companions in ({"motion": "no.rms"}, {"motion": "empty.rms"}, {"confounds": "no.tsv"}):
+            scan = Scan(path, **{key: str(tmp_path / name) for key, name in companions.items()})
+            assert np.isnan(read_run(scan, GRID, Recipe()).quality.motion)
         (tmp_path / "confounds.tsv").write_text("framewise_displacement\nn/a\n" + "0.1\n0.3\n" * 15 + "0.2\n")
         for companions, expected in (({"motion": "mean.rms"}, 0.125), ({"confounds": "confounds.tsv"}, 0.2)):
             scan = Scan(path, **{key: str(tmp_path / name) for key, name in companions.items()})
@@ -212,7 +249,7 @@ class TestConnectomes:
     def test_windows_are_cut_from_the_series_of_the_whole_run(self, tmp_path):
         scans, (bold,) = write_runs(tmp_path, 41)
         series = roi_timeseries(bold, ROIS)
-        values, edges, _ = fill(scans, recipe=Recipe(windows=4))
+        values, edges, _ = fill(scans, recipe=Recipe(windows=4, minimum_volumes=10))
         for number in range(4):
             part = slice(number * 10, number * 10 + 10)
             np.testing.assert_allclose(values[number], connectome(bold[part], series[part]), atol=1e-3)
@@ -262,8 +299,10 @@ class TestConnectomes:
     def test_runs_too_short_for_any_window_are_refused(self, tmp_path):
         with pytest.raises(TooShortError, match="got no run of 5 minutes"):
             fill(write_runs(tmp_path, 40)[0], recipe=Recipe(windows=2, window_minutes=5))
-        with pytest.raises(TooShortError, match="got 40 volumes for 30 windows"):
-            fill(write_runs(tmp_path, 40)[0], recipe=Recipe(windows=30))
+        with pytest.raises(TooShortError, match=r"got windows of 20 volumes .2 in 40., expected at least 30 in each"):
+            fill(write_runs(tmp_path, 40)[0], recipe=Recipe(windows=2))
+        with pytest.raises(TooShortError, match="got windows of 0 volumes"):
+            fill(write_runs(tmp_path, 40)[0], recipe=Recipe(windows=2, window_minutes=0.01))
 
 
 @needs_data

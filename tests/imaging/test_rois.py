@@ -80,6 +80,15 @@ class TestLabels:
         assert set(np.unique(rois.maps)) == {0, 1}
         assert rois.names == ("label-3", "label-7", "label-12")
 
+    def test_a_region_that_the_grid_would_lose_is_named(self, tmp_path):
+        data = np.kron(atlas(), np.ones((2, 2, 2), dtype=np.int16))
+        where = 2 * np.argwhere(GRID.mask)[50] + 1
+        data[tuple(where)] = 77
+        fine = GRID.affine @ np.diag([0.5, 0.5, 0.5, 1])
+        fine[:3, 3] = GRID.affine[:3, 3]
+        with pytest.raises(ConfigError, match=r"labels \[77\] have no voxel on the grid"):
+            load_rois([write_image(tmp_path / "atlas.nii.gz", data, fine)], GRID)
+
     def test_whole_numbers_can_be_meant_as_soft_maps(self, tmp_path):
         maps = np.stack([atlas((2, 1)), atlas((1, 1, 5))], axis=-1)
         assert load_rois([write_image(tmp_path / "maps.nii", maps)], GRID, "maps").kind == "maps"

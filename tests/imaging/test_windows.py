@@ -22,9 +22,14 @@ class TestCut:
         assert len(parts) == found
         assert all(part.stop - part.start == length and part.stop <= volumes for part in parts)
 
+    @pytest.mark.parametrize(("count", "length"), [(4, None), (9, 25), (9, 0)])
+    def test_windows_shorter_than_wanted_are_refused(self, count, length):
+        with pytest.raises(ValueError, match="expected at least 30 in each"):
+            cut(100, count, length, minimum=30)
+
     @pytest.mark.parametrize(("volumes", "count"), [(9, 5), (1, 1), (0, 2)])
     def test_windows_of_fewer_than_two_volumes_are_refused(self, volumes, count):
-        with pytest.raises(ValueError, match=f"got {volumes} volumes for {count} windows"):
+        with pytest.raises(ValueError, match=f"got windows of {volumes // count} volumes"):
             cut(volumes, count)
 
 

@@ -174,7 +174,7 @@ def test_hcp_gives_windows_from_all_runs_and_the_names_of_its_contrasts(tmp_path
         (results / "rfMRI_REST1_LR/Movement_RelativeRMS_mean.txt").write_text("0.08")
         feat = results / "tfMRI_EMOTION/tfMRI_EMOTION_hp200_s4_level2vol.feat"
         write_image(feat / "cope3.feat/stats/zstat1.nii.gz", task_map(number))
-    root = init(tmp_path, "hcp", f"{tmp_path}/hcp", connectomes={"windows": 4})
+    root = init(tmp_path, "hcp", f"{tmp_path}/hcp", connectomes={"windows": 4, "minimum_volumes": 15})
     dtg("connectomes", root, "--inline")
     study = Study(root)
     assert study.config.contrasts == ("EMOTION_FACES-SHAPES",)
@@ -244,8 +244,32 @@ class TestFMRIPrep:
         values = connectomes(root)
         assert np.isnan(values[1]).all()
         assert np.isfinite(values[[0, 2]]).all()
+        (listed,) = ledger.failures(Study(root)).to_dict("records")
+        assert (listed["subject"], listed["status"]) == ("sub-02", "excluded")
         counts = Study(root).status().set_index("stage").loc["connectomes"]
         assert counts[["done", "excluded", "failed", "pending"]].tolist() == [2, 1, 0, 0]
+
+    def test_who_broke_a_rule_is_tried_again_when_asked_for(self, data) -> None:
+        root = self.make(data, "retried", quality={"maximum_motion": 0.5})
+        dtg("connectomes", root, "--inline")
+        path = data / "fmriprep/sub-02/func/sub-02_task-rest_desc-confounds_timeseries.tsv"
+        path.write_text(path.read_text().replace("0.9\n", "0.2\n"))
+        dtg("connectomes", root, "--inline")
+        assert rows(root, "connectomes").loc["sub-02", "status"] == "excluded"
+        dtg("connectomes", root, "--inline", "--retry-failed")
+        assert set(rows(root, "connectomes")["status"]) == {"done"}
+        assert np.isfinite(connectomes(root)).all()
+
+    def test_runs_in_the_space_of_a_person_are_never_taken_for_mni(self, data, capsys) -> None:
+        for path in data.glob("fmriprep/sub-01/func/*space-MNI*"):
+            path.rename(str(path).replace("_space-MNI152NLin2009cAsym", ""))
+        for path in data.glob("fmriprep/*/func/*space-T1w*"):
+            path.unlink()
+        rois = write_rois(data / "rois.nii.gz")
+        roots = (str(data / "fmriprep"), str(data / "fitlins"))
+        dtg("init", str(data / "study"), "--bids", *roots, "--rois", rois, "--resolution", "16")
+        assert "only in an individual space (sub-01)" in capsys.readouterr().out
+        assert list(Study(str(data / "study")).cohort["subject"]) == ["sub-02", "sub-03"]
 
     def test_a_rule_that_is_changed_is_applied_again(self, data) -> None:
         root = self.make(data, "changed", quality={"maximum_motion": 0.5})

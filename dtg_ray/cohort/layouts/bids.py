@@ -20,6 +20,8 @@ FOLDER = re.compile(r"(sub|ses)-[a-zA-Z0-9+]+")
 IMAGE, TABLE = re.compile(r"\.nii(\.gz|\.zst)?$"), re.compile(r"\.tsv$")
 DISTINGUISHING = ("space", "res", "desc", "echo", "part")
 """Entities that name versions of one and the same run, of which one has to be chosen."""
+INDIVIDUAL = ("T1w", "T2w", "individual", "native", "orig", "func", "bold", "boldref", "fsnative")
+"""Spaces of one person, taken only where `select` asks for them: without a warp nothing leads from there to MNI152."""
 MAPS = ("statmap", "zmap", "zstat")
 CONFOUNDS = ("timeseries", "regressors")
 """What fMRIPrep calls its table of confounds, and called it before version 20."""
@@ -65,6 +67,7 @@ def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping
     select : mapping of str to str, optional
         Entities the files must have, for example `{"space": "MNI152NLin6Asym", "res": "2"}`. A file that does not
         carry the entity at all is not turned away by it, but for BOLD without `space`: that is in native space.
+        Images in individual spaces are only taken where `space` is selected.
 
     Raises
     ------
@@ -75,6 +78,7 @@ def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping
     listed = _listed(storages)
     images, tables = _parsed(listed, IMAGE), _parsed(listed, TABLE)
     rest = [file for file in images if file.suffix == "bold" and file.entities.get("task") == rest_task]
+    _check_selection(select or {}, images)
     runs = [file for file in rest if _selected(file, select or {})]
     maps = [file for file in images if _is_zmap(file) and _selected(file, select or {})]
     _check_versions(runs, maps)
@@ -129,8 +133,25 @@ def _is_zmap(file: _File) -> bool:
     return file.suffix in MAPS and bool(file.contrast) and file.entities.get("stat", "z") == "z"
 
 
+def _check_selection(select: Mapping[str, str], images: Iterable[_File]) -> None:
+    """Refuse an entity that no image has: it would choose nothing, in silence."""
+    known = {"space", *(key for image in images for key in image.entities)}
+    if unknown := [key for key in select if key not in known]:
+        raise ConfigError(f"got --select {unknown[0]}, an entity that no image has, expected some of {sorted(known)}")
+
+
+def _is_individual(file: _File) -> bool:
+    """Whether an image lies in somebody's own space; fMRIPrep's runs without `space` do."""
+    return file.entities.get("space", "T1w" if file.entities.get("desc") == "preproc" else "") in INDIVIDUAL
+
+
 def _selected(file: _File, select: Mapping[str, str]) -> bool:
-    """Whether a file has the entities, as far as it carries them; BOLD without `space` is native by BIDS."""
+    """Whether a file has the entities, as far as it carries them, and lies in a common space or in the one chosen.
+
+    BOLD without `space` is native by BIDS.
+    """
+    if "space" not in select and _is_individual(file):
+        return False
     native = {"space": "native"} if file.suffix == "bold" else {}
     return all({**native, **file.entities}.get(key, value) == value for key, value in select.items())
 
@@ -179,7 +200,10 @@ def _without_rest(people: Mapping[str, Participant], rest: Iterable[_File], reas
     """Why those without a rest run do not take part: they have none, or none that was asked for."""
     others = {file.subject for file in rest}
     absent = [subject for subject, person in people.items() if not person.rest]
-    return {subject: f"{reason} as selected" if subject in others else reason for subject in absent}
+    return {
+        subject: f"{reason} as selected, or only in an individual space" if subject in others else reason
+        for subject in absent
+    }
 
 
 def _roots(storages: Iterable[Storage]) -> str:

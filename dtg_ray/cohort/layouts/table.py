@@ -114,7 +114,10 @@ def _text(value: object) -> str:
 
 
 def _scan(files: Mapping[str, str], folder: str) -> Scan:
-    return Scan(**{part: _absolute(path, folder) for part, path in files.items() if path})
+    scan = Scan(**{part: _absolute(path, folder) for part, path in files.items() if path})
+    if scan.lost_companion:
+        raise TableError(f"got {scan.lost_companion} without a warp, expected both", path=scan.image)
+    return scan
 
 
 def _absolute(path: str, folder: str) -> str:
