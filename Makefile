@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov=dtg_ray --cov-report=term $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=dtg_ray --cov-report=term $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ class TestAFinishedStudy:
     def test_holds_the_connectomes_that_numpy_computes_from_the_files(self, finished: Path) -> None:
         study = Study(str(finished))
         row = study.cohort.iloc[5]
-        bold = study.grid.vectorize(np.moveaxis(nib.load(row["rest"][0]).get_fdata(), -1, 0))  # (T, V)
+        bold = study.grid.vectorize(np.moveaxis(nib.load(row["rest"][0].image).get_fdata(), -1, 0))  # (T, V)
         maps = study.rois - study.rois.mean(axis=1, keepdims=True)
         series = np.linalg.lstsq(maps.T, (bold - bold.mean(axis=0)).T, rcond=None)[0]  # (K, T)
         expected = np.corrcoef(np.concatenate([series, bold.T]))[: len(maps), len(maps) :]
@@ -44,12 +44,12 @@ class TestAFinishedStudy:
     def test_holds_the_measured_maps_and_nan_where_there_is_none(self, finished: Path) -> None:
         study = Study(str(finished))
         measured = study.measured()
-        for subject, paths in study.cohort["contrasts"].items():
+        for subject, scans in study.cohort["contrasts"].items():
             for contrast in study.config.contrasts:
                 stored = measured.sel(subject=subject, contrast=contrast).to_numpy()
-                if contrast in paths:
+                if contrast in scans:
                     assert_allclose(
-                        stored, study.grid.vectorize(nib.load(paths[contrast]).get_fdata()), rtol=1e-3, atol=1e-3
+                        stored, study.grid.vectorize(nib.load(scans[contrast].image).get_fdata()), rtol=1e-3, atol=1e-3
                     )
                 else:
                     assert np.isnan(stored).all()
@@ -101,8 +101,8 @@ class TestAFinishedStudy:
         rows = ledger.account(study, "connectomes").rows.set_index("subject")
         for subject, runs in study.cohort["rest"].items():
             row = rows.loc[subject]
-            assert row["uri"] == runs[0]
-            assert row["size"] == Path(runs[0]).stat().st_size
+            assert row["uri"] == runs[0].image
+            assert row["size"] == Path(runs[0].image).stat().st_size
             assert row["qc"]["volumes"] == 40
             assert row["qc"]["tr"] == pytest.approx(2.0)
             assert row["seconds"] > 0
