@@ -104,8 +104,16 @@ class TrainConfig(_Frozen):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(10, ge=2, description="subjects per step, over all workers")
     learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: rise for a fifth, then fall to 0")
-    loss: Literal["crr", "mse", "mae"] = "crr"
+    weight_decay: float = Field(0, ge=0, description="of AdamW; 0 is Adam, as published")
+    schedule: Literal["constant", "cosine", "plateau"] = Field(
+        "constant", description="cosine: rise for a fifth, then fall to 0; plateau: less when validation gets no better"
+    )
+    plateau_patience: int = Field(10, ge=0, description="epochs without a better loss before the rate falls")
+    plateau_factor: float = Field(0.1, gt=0, lt=1, description="what the rate is then multiplied with")
+    stop_patience: int | None = Field(None, ge=0, description="epochs without a better loss before training ends")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="parts a worker's batch is computed in, one after the other")
+    loss: Literal["crr", "rc", "mse", "mae"] = Field("crr", description="rc: with margins that anneal over the epochs")
     margin: float = Field(1.0, ge=0, description="CR-R: by how much others' maps have to be further away")
     alpha: float = Field(0.1, ge=0, description="CR-R: weight of the contrastive part")
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP)")

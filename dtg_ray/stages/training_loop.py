@@ -6,10 +6,12 @@ undisturbed one: the order of subjects and the choice of windows come from (seed
 
 from __future__ import annotations
 
+import contextlib
 import io
-import math
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from dtg_ray.config import NetworkConfig, TrainConfig
 from dtg_ray.imaging.grid import Grid
-from dtg_ray.models import build, losses
+from dtg_ray.models import build, losses, schedule
 from dtg_ray.stages.maps import SubjectReader
 from dtg_ray.stats.metrics import pearson
 from dtg_ray.stats.reconstruction import diagonality_index, identification_accuracy, subject_correlation
@@ -48,13 +50,33 @@ def train(settings: Mapping[str, Any]) -> None:
     study, device = Study(settings["study"]), get_device()
     data = Subjects(study, device)
     network = prepare_model(channels_last(build(settings["network"])))
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = _restore(network, optimizer, device)
-    for epoch in range(state["epoch"] + 1, config.epochs):
-        loss = _train_epoch(network, optimizer, data, settings["training"], config, epoch)
+    while not is_over(state["history"], config):
+        epoch, past = state["epoch"] + 1, scores(state["history"])
+        loss = _train_epoch(network, optimizer, data, settings["training"], config, epoch, past)
         figures = _validate(network, data, settings["validation"], config) if settings["validation"] else {}
-        state = _advance(state, network, {"epoch": epoch, "loss": loss, **figures})
+        rate = {"learning_rate": config.learning_rate * learning_rate_factor(epoch, config, past)}
+        state = _advance(state, network, {"epoch": epoch, "loss": loss, **figures, **rate})
         _report(state, optimizer, config, settings["reporter"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some subjects of a batch.
+
+    Parameters
+    ----------
+    members : sequence of str
+    weight : float
+        Their share of the batch.
+    last : bool
+        Whether the batch ends with them.
+    """
+
+    members: Sequence[str]
+    weight: float
+    last: bool
 
 
 class Subjects:
@@ -119,14 +141,23 @@ def epoch_batches(
         yield [subjects[row] for row in order[start + rank : start + size : world]]
 
 
-def learning_rate_factor(epochs_done: float, config: TrainConfig) -> float:
-    """Share of the learning rate after some epochs; a function of time alone, so that resuming needs no state."""
-    if config.schedule == "constant":
-        return 1.0
-    share, rise = epochs_done / config.epochs, 0.2
-    if share < rise:
-        return 0.05 + 0.95 * share / rise
-    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
+def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """What tells whether training gets better, per epoch: the validation loss, without validation the training loss."""
+    return [line.get("validation_loss", line["loss"]) for line in history]
+
+
+def is_over(history: Sequence[Mapping[str, float]], config: TrainConfig) -> bool:
+    """Whether all epochs are done, or patience is at its end."""
+    return len(history) >= config.epochs or schedule.should_stop(scores(history), config.stop_patience)
+
+
+def learning_rate_factor(epochs_done: float, config: TrainConfig, past: Sequence[float]) -> float:
+    """Share of the learning rate after some epochs; a function of time and past scores, so resuming needs no state."""
+    if config.schedule == "cosine":
+        return schedule.cosine_factor(epochs_done / config.epochs)
+    if config.schedule == "plateau":
+        return schedule.plateau_factor(past, schedule.Plateau(config.plateau_patience), config.plateau_factor)
+    return 1.0
 
 
 def _train_epoch(
@@ -136,8 +167,9 @@ def _train_epoch(
     subjects: Sequence[str],
     config: TrainConfig,
     epoch: int,
+    past: Sequence[float],
 ) -> float:
-    """One pass over the training subjects; the mean loss of this worker's batches."""
+    """One pass over the training subjects; the mean loss of all batches of all workers."""
     network.train()
     context = ray.train.get_context()
     ranks = (context.get_world_rank(), context.get_world_size())
@@ -150,16 +182,47 @@ def _train_epoch(
     batches = list(epoch_batches(subjects, config.batch_size, config.seed, epoch, *ranks))
     for step, members in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(epoch + step / len(batches), config)
-        boxes, target = data.batch(members, random_window)
+            group["lr"] = config.learning_rate * learning_rate_factor(epoch + step / len(batches), config, past)
+        optimizer.zero_grad(set_to_none=True)
+        parts = parts_of(members, config)
+        total.append(sum(_backward(network, data, part, random_window, config, epoch) for part in parts))
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        optimizer.step()
+    return float(np.mean(_together(float(np.mean(total)))))
+
+
+def parts_of(members: Sequence[str], config: TrainConfig) -> list[Part]:
+    """What is computed at once of a worker's batch: equal parts of two subjects or more, as contrastive losses need."""
+    count = max(min(config.accumulate, len(members) // 2), 1)
+    cuts = [len(members) * number // count for number in range(count + 1)]
+    return [
+        Part(members[start:stop], (stop - start) / len(members), last=stop == len(members))
+        for start, stop in itertools.pairwise(cuts)
+    ]
+
+
+def _backward(
+    network: nn.Module, data: Subjects, part: Part, window: Callable[[str, int], int], config: TrainConfig, epoch: int
+) -> float:
+    """Add the gradient of a part of a batch; returns its share of the loss. Workers meet once, at the last part."""
+    parallel = isinstance(network, nn.parallel.DistributedDataParallel)
+    with network.no_sync() if parallel and not part.last else contextlib.nullcontext():  # type: ignore[operator]
+        boxes, target = data.batch(part.members, window)
         with _precision(config, data.device):
             prediction = data.grey(network(boxes))
-        loss = _loss(prediction.float(), target, config)
-        optimizer.zero_grad(set_to_none=True)
+        loss = _loss(prediction.float(), target, config, epoch) * part.weight
         loss.backward()
-        optimizer.step()
-        total.append(float(loss.detach()))
-    return float(np.mean(total))
+    return float(loss.detach())
+
+
+def _together(value: Any) -> list[Any]:
+    """What every worker has, in the order of their ranks."""
+    world = ray.train.get_context().get_world_size()
+    parts = [value] * world
+    if world > 1:
+        torch.distributed.all_gather_object(parts, value)
+    return parts
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -167,22 +230,36 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
-def _loss(prediction: Tensor, target: Tensor, config: TrainConfig) -> Tensor:
+def _loss(prediction: Tensor, target: Tensor, config: TrainConfig, epoch: int) -> Tensor:
+    if config.loss == "rc":
+        within, between = schedule.annealed_margins(epoch)
+        return losses.rc_loss(prediction, target, within_margin=within, between_margin=between)
     if config.loss == "crr":
         return losses.crr_loss(prediction, target, margin=config.margin, alpha=config.alpha)
     return losses.mse(prediction, target) if config.loss == "mse" else losses.mae(prediction, target)
 
 
 def _validate(network: nn.Module, data: Subjects, subjects: Sequence[str], config: TrainConfig) -> dict[str, float]:
-    """MSE, r, diagonality and identification over grey matter, means over contrasts; subjects' first windows."""
+    """MSE, r, diagonality and identification over grey matter, means over contrasts; subjects' first windows.
+
+    Workers share the subjects, and all come to the same figures: whether training ends depends on them.
+    """
     network.eval()
-    predicted, actual = [], []
+    context = ray.train.get_context()
+    if context.get_world_size() > 1:  # batch norm's running figures are each worker's own after a step
+        for buffer in _bare(network).buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    mine = subjects[context.get_world_rank() :: context.get_world_size()]
+    maps = {}
     with torch.inference_mode(), _precision(config, data.device):
-        for subject in subjects:
+        for subject in mine:
             boxes, target = data.batch([subject], lambda _subject, _n: 0)
-            predicted.append(data.grey(network(boxes)).float().cpu().numpy()[0])
-            actual.append(target.cpu().numpy()[0])
-    return validation_figures(np.stack(predicted), np.stack(actual))
+            # not through DDP, which would have all workers do the same number of subjects
+            predicted = data.grey(_bare(network)(boxes)).float()
+            maps[subject] = (predicted.cpu().numpy()[0], target.cpu().numpy()[0])
+    everybody = {subject: pair for part in _together(maps) for subject, pair in part.items()}
+    both = (np.stack([everybody[subject][which] for subject in subjects]) for which in (0, 1))
+    return validation_figures(*both)
 
 
 def validation_figures(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
@@ -222,7 +299,7 @@ def _report(state: dict[str, Any], optimizer: torch.optim.Optimizer, config: Tra
     rank, line = ray.train.get_context().get_world_rank(), state["history"][-1]
     if rank == 0 and reporter is not None:
         reporter.put.remote(line)
-    due = (state["epoch"] + 1) % config.checkpoint_every == 0 or state["epoch"] + 1 == config.epochs
+    due = (state["epoch"] + 1) % config.checkpoint_every == 0 or is_over(state["history"], config)
     if not due:
         return
     with tempfile.TemporaryDirectory() as folder:

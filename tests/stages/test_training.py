@@ -12,10 +12,12 @@ import safetensors.numpy
 import yaml
 
 from dtg_ray import Study
+from dtg_ray.cohort.simulate import simulate
+from dtg_ray.config import TrainConfig
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.train import load_model
-from dtg_ray.stages.training_loop import epoch_batches, validation_figures
-from stage_tools import Tools
+from dtg_ray.stages.training_loop import epoch_batches, is_over, learning_rate_factor, parts_of, validation_figures
+from stage_tools import COHORT, Tools
 
 SUBJECTS = [f"sub-{number:02d}" for number in range(11)]
 
@@ -95,6 +97,34 @@ class TestATrainedNetwork:
         assert (root / "models" / "unet" / "model.safetensors").read_bytes() == weights
 
 
+class TestParts:
+    @pytest.mark.parametrize(
+        ("members", "accumulate", "sizes"), [(8, 1, [8]), (8, 4, [2] * 4), (7, 3, [2, 2, 3]), (3, 5, [3])]
+    )
+    def test_of_a_batch_have_two_subjects_or_more_and_weigh_by_their_number(self, members, accumulate, sizes) -> None:
+        parts = parts_of(SUBJECTS[:members], TrainConfig(accumulate=accumulate))
+        assert [len(part.members) for part in parts] == sizes
+        assert [subject for part in parts for subject in part.members] == SUBJECTS[:members]
+        assert sum(part.weight for part in parts) == pytest.approx(1)
+        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+class TestWhenItIsOver:
+    def lines(self, *losses: float) -> list[dict[str, float]]:
+        return [{"loss": 0.0, "validation_loss": loss} for loss in losses]
+
+    def test_after_all_epochs_or_when_patience_ends(self) -> None:
+        config = TrainConfig(epochs=6, stop_patience=1)
+        assert not is_over(self.lines(3, 2, 2.5), config)
+        assert is_over(self.lines(3, 2, 2.5, 2.1), config)
+        assert is_over(self.lines(6, 5, 4, 3, 2, 1), config)
+        assert not is_over(self.lines(3, 2, 2.5, 2.1), TrainConfig(epochs=6))
+
+    def test_the_rate_falls_when_validation_gets_no_better(self) -> None:
+        config = TrainConfig(schedule="plateau", plateau_patience=1, plateau_factor=0.5)
+        assert [learning_rate_factor(0, config, [3, 2, 2, 2][:epochs]) for epochs in range(5)] == [1, 1, 1, 1, 0.5]
+
+
 def settings_with(tools: Tools, folder: Path, **changes: object) -> Path:
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(tools.settings.read_text()), **changes}))
@@ -133,6 +163,41 @@ def test_two_workers_train_one_network(tools: Tools, tmp_path: Path) -> None:
     difference = max(float(np.abs(two[name] - one[name]).max()) for name in weights)
     assert difference < 0.02
     assert load_model(Study(str(root)), "unet").kind == "network"
+    # workers share the people they validate on, and come to what one alone comes to
+    histories = [pd.read_parquet(root / "models" / name / "history.parquet") for name in ("unet", "single")]
+    for figure in ("validation_loss", "validation_r"):
+        np.testing.assert_allclose(histories[0][figure], histories[1][figure], rtol=0.05)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_trains_alike_and_patience_ends_a_training(tools: Tools, tmp_path: Path) -> None:
+    plain = {"epochs": 2, "batch_size": 4, "cpus_per_worker": 1, "loss": "mse"}
+    network = {"kind": "network", "width": 2, "norm": "instance"}
+    hasty = {**plain, "epochs": 30, "stop_patience": 0, "learning_rate": 0.3, "loss": "rc", "clip": 1.0}
+    models = {
+        "whole": {**network, "train": plain},
+        "parts": {**network, "train": {**plain, "accumulate": 2}},
+        "hasty": {**network, "architecture": "resunet", "train": {**hasty, "schedule": "plateau", "weight_decay": 0.1}},
+    }
+    path, root = settings_with(tools, tmp_path, models=models), tmp_path / "study"
+    # without missing maps all parts of a batch have equally many numbers
+    simulate(tmp_path / "data", **{**COHORT, "missing": 0.0, "subjects": 16})
+    source = ("--bids", str(tmp_path / "data"), "--rois", str(next((tmp_path / "data").glob("tpl-*_probseg.nii.gz"))))
+    tools.dtg("init", str(root), *source, "--config", str(path))
+    for stage in ("connectomes", "contrasts"):
+        tools.dtg(stage, str(root), "--inline")
+    tools.dtg("train", str(root), "--quiet")
+    whole, parts = (
+        safetensors.numpy.load((root / "models" / name / "model.safetensors").read_bytes())
+        for name in ("whole", "parts")
+    )
+    # a bias before a norm has no gradient but rounding, which Adam blows up
+    for name in [name for name in whole if name.endswith("weight")]:
+        np.testing.assert_allclose(parts[name], whole[name], atol=2e-4)
+    history = pd.read_parquet(root / "models" / "hasty" / "history.parquet")
+    assert len(history) < 30
+    assert history["validation_loss"].iloc[-1] >= history["validation_loss"].min()
+    assert {"learning_rate", "loss"} <= set(history)
 
 
 class TestWhatCannotBeTrained:
