@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from cohort_files import GRID, rest_run, task_map, write_image, write_rois, write_table
+from cohort_files import GRID, rest_run, task_map, write_cohort, write_image, write_rest, write_rois, write_table
 from dtg_ray import Study, ledger
 from dtg_ray.cli import main
 from dtg_ray.imaging.connectome import connectome, roi_timeseries
@@ -324,3 +324,28 @@ def test_only_people_who_are_asked_for_take_part(tools: Tools, tmp_path) -> None
 def test_options_of_another_layout_are_refused(tmp_path, capsys) -> None:
     dtg("init", str(tmp_path), "--bids", "x", "--rois", "y", "--instance", "2", check=2)
     assert "got --instance with --bids" in capsys.readouterr().err
+
+
+def test_whoever_broke_a_rule_has_no_part_in_models_and_maps(tmp_path) -> None:
+    rois = write_cohort(tmp_path / "data", subjects=14, without_maps=3)
+    for subject in ("03", "12"):
+        write_rest(tmp_path / "data", subject, data=(rest_run(int(subject)) - 100) * 50 + 100)
+    settings = {
+        "grid": {"resolution": 16},
+        "cohort": {"block_size": 4, "test": 0.3},
+        "quality": {"minimum_tsnr": 10},
+        "models": {"group_mean": {"kind": "group_mean"}, "linear": {"kind": "linear"}},
+        "prediction": {"permutations": 20, "folds": 2, "subjects": "all"},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    root, source = str(tmp_path / "study"), ("--bids", str(tmp_path / "data"), "--rois", rois)
+    dtg("init", root, *source, "--config", str(tmp_path / "settings.yaml"))
+    dtg("run", root, "--inline", "--quiet")
+    study = Study(root)
+    out = np.isin(study.cohort["subject"], ["sub-03", "sub-12"])
+    for model in study.config.models:
+        assert (np.isnan(study.synthetic(model).to_numpy()).all(axis=(0, 2)) == out).all()
+        provenance = json.loads(study.storage.read(f"models/{model}/model.json"))["provenance"]
+        assert not {"sub-03", "sub-12"} & {*provenance["training"], *provenance["validation"]}
+    scores = pd.read_parquet(f"{root}/prediction/connectome/scores.parquet")
+    assert set(scores["subjects"]) == {12}
