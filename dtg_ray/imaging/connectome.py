@@ -210,16 +210,17 @@ def centre(bold: Float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArr
         Exactly 0 where a voxel is constant.
     mean : (b,) float32
     squares : (b,) float32
-        Sum of squares of the centred; exactly 0 where a voxel is constant.
+        Sum of squares of the centred; exactly 0 where a voxel is constant, not finite where float32 cannot hold it.
     """
-    mean = bold.mean(axis=0)
-    centred = (bold - mean).astype(np.float32, copy=False)
-    rest = centred.mean(axis=0)  # what the rounding of a large mean left
-    centred -= rest
-    squares = np.einsum("tb,tb->b", centred, centred)
-    mean = (mean + rest).astype(np.float32)
-    # a constant voxel keeps a rounding error of its mean, which is no signal
-    flat = squares <= len(bold) * (1e-6 * np.abs(mean)) ** 2
+    with np.errstate(over="ignore", invalid="ignore"):  # of values whose squares float32 cannot hold
+        mean = bold.mean(axis=0)
+        centred = (bold - mean).astype(np.float32, copy=False)
+        rest = centred.mean(axis=0)  # what the rounding of a large mean left
+        centred -= rest
+        squares = np.einsum("tb,tb->b", centred, centred)
+        mean = (mean + rest).astype(np.float32)
+        # a constant voxel keeps a rounding error of its mean, which is no signal
+        flat = np.sqrt(squares) <= 1e-6 * np.sqrt(len(bold)) * np.abs(mean)
     if flat.any():
         centred[:, flat] = squares[flat] = 0
     return centred, mean, squares

@@ -115,10 +115,13 @@ def read_run(scan: Scan, grid: Grid, recipe: Recipe, workspace: Workspace | None
     check_finite(bold, path)
     tr = header.tr if recipe.tr is None else recipe.tr
     mean, squares = demean(bold)
+    if not (np.isfinite(squares).all() and np.isfinite(mean).all()):
+        raise ValueRangeError("got values whose squares are beyond float32, expected a signal", path=path)
     if not squares.any():
         raise ValueRangeError("got a series that never changes inside the mask, expected a signal", path=path)
     varying = squares > 0
-    tsnr = float(np.median(np.abs(mean[varying]) / np.sqrt(squares[varying] / len(bold))))
+    # float64: a weak signal's squares may have no room left in float32 to be divided
+    tsnr = float(np.median(np.abs(mean[varying]) / np.sqrt(squares[varying].astype(np.float64) / len(bold))))
     if recipe.cleaning.wanted:
         bold = cleaning_.clean(bold, confounds, tr, recipe.cleaning, path)
         _, squares = demean(bold)

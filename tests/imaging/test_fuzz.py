@@ -121,6 +121,8 @@ def test_any_bytes(tmp_path, data, zipped):
     ),
     packed=st.booleans(),
 )
+@example(values={"scl_slope": 9.230240488587633e-25}, packed=False)
+@example(values={"scl_slope": 1e30}, packed=False)
 def test_any_header(tmp_path, values, packed):
     header = nib.Nifti1Header(RUN[:348], check=False)
     for name, value in values.items():

@@ -128,6 +128,11 @@ class TestRefused:
         path = write_image(tmp_path / "run.nii", with_value(value))
         self.refuse(path, ValueRangeError, "got 1 NaN or infinite values inside the mask .*first in volume 8")
 
+    @pytest.mark.parametrize("slope", [1e25, 1e33])
+    def test_values_that_are_no_signal_any_more(self, tmp_path, slope):
+        path = write_image(tmp_path / "run.nii", rest_run(), scale=(slope, 0))
+        self.refuse(path, ValueRangeError, "got values whose squares are beyond float32")
+
     def test_nothing_but_a_constant(self, tmp_path):
         path = write_image(tmp_path / "run.nii", np.repeat(task_map()[..., None], 32, axis=3))
         self.refuse(path, ValueRangeError, "got a series that never changes inside the mask")
