@@ -158,9 +158,7 @@ def expand(rois: list[str]) -> list[str]:
     paths: list[str] = []
     for uri in map(normalize, rois):
         if filesystem(uri).isdir(uri):
-            inside = [
-                name for name in filesystem(uri).ls(uri, detail=False) if name.endswith((".nii", ".nii.gz", ".nii.zst"))
-            ]
+            inside = [name for name in filesystem(uri).ls(uri, detail=False) if name.endswith(IMAGES)]
             prefix = f"{uri.split('://')[0]}://" if is_remote(uri) else ""
             paths += natural_order([f"{prefix}{name}" for name in inside])
         else:
