@@ -104,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
         if name in WITH_MODEL:
             verb.add_argument("--model", help="only this model of study.yaml")
         verb.set_defaults(verb=_stage, stage=name, model=None)
+    _add_import(verbs)
+    _add_finetune(verbs)
     status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
     status.add_argument("study")
     status.add_argument("--json", action="store_true", help="counts and failures for programs")
@@ -118,12 +120,47 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--address", help="a running Ray cluster, e.g. auto; default: RAY_ADDRESS, or a Ray of its own")
-    verb.add_argument("--inline", action="store_true", help="without Ray, in this process (not for training networks)")
+    verb.add_argument("--inline", action="store_true", help="without Ray, in this process")
     verb.add_argument("--cpus", type=int, help="CPUs that a Ray of its own may use (default: all)")
     verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
     verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
+    verb.add_argument("--overwrite", action="store_true", help="replace models trained with other settings or people")
     verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
+
+
+def _add_import(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "make a published checkpoint, or a model of another study, a model of this one"
+    verb = verbs.add_parser("import-model", help=text, description=text)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument("source", help="a Lightning checkpoint (.ckpt), or a folder such as s3://bucket/hcp/models/unet")
+    verb.add_argument("--name", default="imported", help="of the model in this study (default: imported)")
+    verb.add_argument("--config", help="YAML: architecture, max_depth, n_conv_layers, fdim ... of a checkpoint")
+    verb.add_argument("--overwrite", action="store_true", help="replace a model that was imported under this name")
+    verb.set_defaults(verb=_import_model)
+
+
+def _add_finetune(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "train a network further on the people of this study"
+    verb = verbs.add_parser("finetune", help=text, description=text, epilog=EPILOG)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument(
+        "--from", dest="source", required=True, help="a model of this study, or what import-model takes as its source"
+    )
+    verb.add_argument(
+        "--head",
+        choices=["frozen", "new"],
+        required=True,
+        help="frozen: keep the output layer and all its contrasts, compare those this study has; "
+        "new: a new output layer for the contrasts of this study",
+    )
+    verb.add_argument("--name", help="of the model (default: START-HEAD)")
+    verb.add_argument(
+        "--train", nargs="+", default=[], metavar="NAME=VALUE", help="settings of its training, as in study.yaml"
+    )
+    verb.add_argument("--config", help="of a checkpoint: see import-model")
+    _add_run_options(verb)
+    verb.set_defaults(verb=_finetune)
 
 
 def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public name
@@ -167,7 +204,7 @@ def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
 def _options(options: argparse.Namespace) -> Options:
     from dtg_ray.stages.runtime import Options, check_address
 
-    names = ("address", "inline", "dry_run", "retry_failed", "quiet", "json", "cpus")
+    names = ("address", "inline", "dry_run", "retry_failed", "quiet", "json", "cpus", "overwrite")
     chosen = Options(**{name: getattr(options, name) for name in names})
     check_address(chosen)
     return chosen
@@ -215,14 +252,34 @@ def _find(options: argparse.Namespace) -> Found:
         raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {others}")
     settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
     if "select" in settings:
-        settings["select"] = _pairs(settings["select"])
+        settings["select"] = _pairs("--select", settings["select"], "space=MNI152NLin6Asym")
     return init.find(layout, getattr(options, layout), options.subjects, settings)
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
+def _pairs(option: str, texts: list[str], example: str) -> dict[str, str]:
     if wrong := [text for text in texts if text.count("=") != 1]:
-        raise UsageError(f"got --select {wrong[0]}, expected ENTITY=VALUE such as space=MNI152NLin6Asym")
+        raise UsageError(f"got {option} {wrong[0]}, expected NAME=VALUE such as {example}")
     return dict(text.split("=") for text in texts)
+
+
+def _import_model(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import import_model
+    from dtg_ray.stages.runtime import Options
+    from dtg_ray.study import Study
+
+    how = Options(overwrite=options.overwrite)
+    sha256 = import_model.run(Study(options.study), options.source, options.name, options.config, how)
+    print(f"{options.study}: model {options.name} of {options.source}, weights {sha256[:16]}")
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import finetune
+    from dtg_ray.study import Study
+
+    settings = _pairs("--train", options.train, "epochs=20")
+    study, how = Study(options.study), _options(options)
+    return _exit_code(finetune.run(study, options.source, options.head, options.name, settings, options.config, how))
 
 
 def _print_plan(study: Study) -> None:

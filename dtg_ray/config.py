@@ -117,11 +117,29 @@ class TrainConfig(_Frozen):
     margin: float = Field(1.0, ge=0, description="CR-R: by how much others' maps have to be further away")
     alpha: float = Field(0.1, ge=0, description="CR-R: weight of the contrastive part")
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP)")
+    global_batch: bool = Field(False, description="the loss of the batch of all workers, not the mean of theirs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network; the loss is float32")
+    compile: bool = Field(False, description="torch.compile; where it fails, training goes on without")
     cpus_per_worker: int = Field(2, ge=1, description="also the number of torch threads")
     gpu: bool = Field(False, description="one GPU per worker")
-    checkpoint_every: int = Field(5, ge=1, description="epochs between checkpoints")
+    readers: int = Field(2, ge=0, description="processes per worker that read ahead; none: the worker reads")
+    cache_gigabytes: float = Field(2, ge=0, description="memory per worker that keeps what was read for the next epoch")
+    checkpoint_minutes: float = Field(5, ge=0, description="between checkpoints, in mid-epoch too; 0: after every step")
+    select: Literal["best_loss", "best_corr", "best_diag", "last"] = Field(
+        "best_loss", description="which weights become the model; the others are kept beside it"
+    )
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _workers_share_a_batch(self) -> TrainConfig:
+        share, rest = divmod(self.batch_size, self.workers)
+        contrasts = self.loss in {"crr", "rc"} and not self.global_batch
+        if rest or (share < 2 and contrasts):
+            least = "two subjects each, which a contrastive loss needs" if contrasts else "equal shares"
+            raise ValueError(f"got batch_size {self.batch_size} for {self.workers} workers, expected {least}")
+        if self.global_batch and self.accumulate > 1:
+            raise ValueError("got global_batch with accumulate, expected one of them: a loss needs its batch at once")
+        return self
 
 
 class NetworkConfig(_Frozen):
@@ -139,16 +157,37 @@ class NetworkConfig(_Frozen):
     train: TrainConfig = TrainConfig()
 
 
+class FinetunedConfig(_Frozen):
+    """A network that was trained before, trained further on this study."""
+
+    kind: Literal["finetuned"]
+    start: Name = Field(description="the model it starts from: a network of this study, trained or imported")
+    head: Literal["frozen", "new"] = Field(
+        description="frozen: the output layer stays with all its contrasts; new: the contrasts of the study"
+    )
+    train: TrainConfig = TrainConfig()
+
+
+class ImportedConfig(_Frozen):
+    """A model made elsewhere, as `dtg import-model` writes it down."""
+
+    kind: Literal["imported"]
+    source: str = Field(description="where it was read from")
+    sha256: str = Field(description="of its weights, which are in the study")
+    contrasts: tuple[str, ...] = Field(min_length=1, description="that it predicts")
+
+
 class BaselineConfig(_Frozen):
     """The mean of the training maps, or the linear model of Tavor et al. (2016)."""
 
     kind: Literal["group_mean", "linear"]
 
 
-ModelConfig = Annotated[NetworkConfig | BaselineConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[NetworkConfig | FinetunedConfig | ImportedConfig | BaselineConfig, Field(discriminator="kind")]
+TRAINED_NETWORKS = (NetworkConfig, FinetunedConfig)
 
 
-DEFAULT_MODELS: dict[str, NetworkConfig | BaselineConfig] = {
+DEFAULT_MODELS: dict[str, ModelConfig] = {
     "group_mean": BaselineConfig(kind="group_mean"),
     "linear": BaselineConfig(kind="linear"),
     "unet": NetworkConfig(),
@@ -179,6 +218,15 @@ class PredictionConfig(_Frozen):
     seed: int = Field(42, ge=0)
 
 
+OPERATION = {"train": {"readers", "cache_gigabytes", "checkpoint_minutes"}}
+"""Settings of a model that change how it is trained, but not what comes out."""
+
+
+def training_settings(model: ModelConfig) -> dict[str, Any]:
+    """The settings that a trained model depends on, for JSON."""
+    return model.model_dump(mode="json", exclude=OPERATION)
+
+
 class StudyConfig(_Frozen):
     """Everything that decides what a study computes."""
 
@@ -205,13 +253,43 @@ class StudyConfig(_Frozen):
             raise ValueError(f"prediction.features: got {unknown}, expected some of {sorted(known)}")
         return self
 
+    @model_validator(mode="after")
+    def _finetuned_models_have_a_start(self) -> StudyConfig:
+        known: list[str] = []
+        for name, model in self.models.items():
+            if isinstance(model, FinetunedConfig):
+                if model.start not in known or isinstance(self.models[model.start], BaselineConfig):
+                    raise ValueError(
+                        f"models.{name}.start: got {model.start!r}, expected a network that stands before it: {known}"
+                    )
+                if model.head == "frozen" and not set(self.contrasts_of(name)) & set(self.contrasts):
+                    raise ValueError(
+                        f"models.{name}: got no contrast of this study that {model.start} predicts, expected at least "
+                        "one with head: frozen"
+                    )
+            known.append(name)
+        return self
+
+    def contrasts_of(self, name: str) -> tuple[str, ...]:
+        """The contrasts a model predicts; those of the study, unless it comes from elsewhere."""
+        model = self.models[name]
+        if isinstance(model, ImportedConfig):
+            return model.contrasts
+        if isinstance(model, FinetunedConfig) and model.head == "frozen":
+            return self.contrasts_of(model.start)
+        return self.contrasts
+
+    @property
+    def default_model(self) -> str:
+        """The first network, or the first model where there is no network."""
+        networks = [name for name, model in self.models.items() if not isinstance(model, BaselineConfig)]
+        return (networks or list(self.models))[0]
+
     def feature_sets(self) -> tuple[str, ...]:
         """The feature sets phenotypes are predicted from, defaults filled in."""
         if self.prediction.features:
             return self.prediction.features
-        networks = [name for name, model in self.models.items() if model.kind == "network"]
-        synthetic = (networks or list(self.models))[:1]
-        return (*(f"synthetic:{name}" for name in synthetic), "measured", "connectome")
+        return (f"synthetic:{self.default_model}", "measured", "connectome")
 
 
 def parse(document: Mapping[str, Any]) -> StudyConfig:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dtg_ray.config import fingerprint
+from dtg_ray.config import FinetunedConfig, ImportedConfig, fingerprint, training_settings
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.receipts import Receipts
 
@@ -174,6 +174,12 @@ def _plain(entry: Any) -> object:
 
 def _train(study: Study, model: str) -> dict[str, str | None]:
     """A model depends on its settings and on who is trained and validated on, not on who turned out unreadable."""
+    config = study.config.models[model]
+    if isinstance(config, ImportedConfig):
+        return {MODEL: fingerprint(FORMAT, "imported", config.sha256)}
+    start = model_hash(study, config.start) if isinstance(config, FinetunedConfig) else ""
+    if start is None:
+        return {MODEL: None}
     taking_part = study.cohort[study.cohort["split"].isin(["train", "validation"])]
     blocks = {block_unit(int(block)) for block in taking_part["block"]}
     inputs = [
@@ -183,7 +189,7 @@ def _train(study: Study, model: str) -> dict[str, str | None]:
         if unit in blocks
     ]
     members = taking_part[["subject", "split"]].to_numpy().tolist()
-    return {MODEL: fingerprint(FORMAT, "train", study.config.models[model], inputs, members)}
+    return {MODEL: fingerprint(FORMAT, "train", training_settings(config), inputs, members, start)}
 
 
 def _synthesize(study: Study, model: str) -> dict[str, str | None]:

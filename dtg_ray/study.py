@@ -165,13 +165,14 @@ class Study:
         StudyError
             When the map has not been made, or was not acquired.
         """
+        name = model or self.default_model
+        contrasts = self.config.contrasts if name == "measured" else self.config.contrasts_of(name)
         for value, known, what in (
             (subject, list(self.cohort.index), "subject"),
-            (contrast, list(self.config.contrasts), "contrast"),
+            (contrast, list(contrasts), "contrast"),
         ):
             if value not in known:
                 raise UsageError(f"got {what} {value!r}, expected one of {', '.join(known[:8])} ...")
-        name = model or self.default_model
         maps = self.measured() if name == "measured" else self.synthetic(name)
         vector = maps.sel(contrast=contrast, subject=subject).to_numpy()
         if np.isnan(vector).all():
@@ -181,8 +182,7 @@ class Study:
     @property
     def default_model(self) -> str:
         """The first network, or the first model where there is no network."""
-        models = self.config.models
-        return next((name for name, model in models.items() if model.kind == "network"), next(iter(models)))
+        return self.config.default_model
 
     def status(self) -> pd.DataFrame:
         """Counts per stage, from the receipts alone: a row per stage, see `dtg_ray.ledger.status`."""

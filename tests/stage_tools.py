@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
         "unet": {
             "kind": "network",
             "width": 4,
-            "train": {"epochs": 8, "batch_size": 4, "checkpoint_every": 1, "cpus_per_worker": 1},
+            "train": {"epochs": 8, "batch_size": 4, "checkpoint_minutes": 0, "cpus_per_worker": 1},
         },
     },
     "prediction": {"permutations": 50, "folds": 3},

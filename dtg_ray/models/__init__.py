@@ -103,6 +103,41 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return UNet(**sizes, block=block, **ARCHITECTURES[architecture])
 
 
+def output_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """The convolution that makes the contrast maps, with its name among the modules of the network."""
+    name = str(network.output_layer)
+    return name, network.get_submodule(name)
+
+
+def activation_values(config: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Numbers that the layers of a network put out for one subject: in all, which training keeps, and the largest.
+
+    Parameters
+    ----------
+    config : mapping
+        See `complete_config`.
+    shape : (X, Y, Z)
+        Of the box.
+
+    Raises
+    ------
+    ModelError
+        As `build`.
+    ValueError
+        When the box is too small for the network.
+    """
+    import torch
+
+    sizes: list[int] = []
+    with torch.device("meta"):  # shapes without memory or work
+        network = build(config)
+        for module in network.modules():
+            if not list(module.children()):
+                module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
+        network(torch.zeros((1, int(config["n_rois"]), *shape)))
+    return sum(sizes), max(sizes)
+
+
 def _check_value(key: str, value: object) -> None:
     if key in CHOICES:
         if value not in CHOICES[key]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from dtg_ray.errors import ModelError
-from dtg_ray.models import build
+from dtg_ray.models import build, complete_config
 from dtg_ray.models.unet import load_weights
 
 ARCHITECTURES = {
@@ -27,8 +28,20 @@ VNET_CONVS = 3
 """Convolutions per block of the published V-Net, whatever its `n_conv_layers`; fewer in its upper levels."""
 
 
+ACTIVATIONS = {"relu": "relu", "leakyrelu": "leaky_relu", "elu": "elu"}
+"""Published name, without `_inplace`, to the name in `dtg_ray.models.build`."""
+
+
 def published_config(
-    *, architecture: str, max_depth: int, n_conv_layers: int, fdim: int, n_channels: int, n_out_channels: int
+    *,
+    architecture: str,
+    max_depth: int,
+    n_conv_layers: int,
+    fdim: int,
+    n_channels: int,
+    n_out_channels: int,
+    activation: str = "relu",
+    batch_norm: bool = True,
 ) -> dict[str, Any]:
     """Translate the published names of a network's settings into a config for `dtg_ray.models.build`.
 
@@ -45,25 +58,37 @@ def published_config(
         `n_rois`.
     n_out_channels : int
         `n_contrasts`.
+    activation : "relu", "leakyrelu" or "elu"
+        With `_inplace` at the end, or without.
+    batch_norm : bool
+        `norm` "batch" or "none".
 
     Raises
     ------
     ModelError
-        For an unknown architecture, or a "vnet" of less than two levels.
+        For an unknown architecture or activation, or a "vnet" of less than two levels.
     """
-    if architecture not in ARCHITECTURES:
-        raise ModelError(f"got the published architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    for name, value, known in (
+        ("architecture", architecture, ARCHITECTURES),
+        ("activation", activation.removesuffix("_inplace"), ACTIVATIONS),
+    ):
+        if value not in known:
+            raise ModelError(f"got the published {name} {value!r}, expected one of {', '.join(known)}")
     is_vnet = architecture == "vnet"
     if is_vnet and max_depth < 2:
         raise ModelError(f"got max_depth {max_depth}, expected at least 2 levels in a published vnet")
-    return {
-        "architecture": ARCHITECTURES[architecture],
-        "n_rois": n_channels,
-        "n_contrasts": n_out_channels,
-        "depth": max_depth - 2 if is_vnet else max_depth,
-        "width": fdim,
-        "convs_per_block": VNET_CONVS if is_vnet else n_conv_layers,
-    }
+    return complete_config(
+        {
+            "architecture": ARCHITECTURES[architecture],
+            "n_rois": n_channels,
+            "n_contrasts": n_out_channels,
+            "depth": max_depth - 2 if is_vnet else max_depth,
+            "width": fdim,
+            "convs_per_block": VNET_CONVS if is_vnet else n_conv_layers,
+            "activation": ACTIVATIONS[activation.removesuffix("_inplace")],
+            "norm": "batch" if batch_norm else "none",
+        }
+    )
 
 
 def load_published(
@@ -99,35 +124,58 @@ def load_published(
     ModelError
         When the file is missing, damaged, holds pickled code, has no `state_dict`, or does not fit.
     """
-    network = build(
-        published_config(
-            architecture=architecture,
-            max_depth=max_depth,
-            n_conv_layers=n_conv_layers,
-            fdim=fdim,
-            n_channels=n_channels,
-            n_out_channels=n_out_channels,
-        )
+    config = published_config(
+        architecture=architecture,
+        max_depth=max_depth,
+        n_conv_layers=n_conv_layers,
+        fdim=fdim,
+        n_channels=n_channels,
+        n_out_channels=n_out_channels,
     )
-    load_weights(network, _read_state(Path(path)), source=str(path))
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: got no such file, expected a checkpoint") from error
+    except OSError as error:
+        raise ModelError(f"{path}: got a file that cannot be read ({error}), expected a checkpoint") from error
+    return read_network(data, config, str(path))
+
+
+def read_network(data: bytes, config: Mapping[str, Any], source: str) -> nn.Module:
+    """The network of a Lightning checkpoint, on the CPU, in eval mode.
+
+    Parameters
+    ----------
+    data : bytes
+        Of the file.
+    config : mapping
+        From `published_config`.
+    source : str
+        Where it is from, for the message.
+
+    Raises
+    ------
+    ModelError
+        As `load_published`.
+    """
+    network = build(config)
+    load_weights(network, _read_state(data, source), source=source)
     return network.eval()
 
 
-def _read_state(path: Path) -> Mapping[str, Any]:
+def _read_state(data: bytes, source: str) -> Mapping[str, Any]:
     """Read the `state_dict` of a checkpoint; only tensors and plain containers are unpickled."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: got no such file, expected a checkpoint") from error
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path}: got a file with pickled code, or no checkpoint, expected tensors and plain values",
+            f"{source}: got a file with pickled code, or no checkpoint, expected tensors and plain values",
             hint="where the checkpoint was made: torch.save({'state_dict': checkpoint['state_dict']}, path)",
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: got a file that cannot be read ({error}), expected a checkpoint") from error
+        raise ModelError(f"{source}: got a file that cannot be read ({error}), expected a checkpoint") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping):
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        raise ModelError(f"{path}: got {found}, expected a Lightning checkpoint with a 'state_dict'")
+        raise ModelError(f"{source}: got {found}, expected a Lightning checkpoint with a 'state_dict'")
     return state

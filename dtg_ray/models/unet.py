@@ -116,6 +116,8 @@ class UNet(nn.Module):
         parameters, that keeps them (the "minimal" networks). The rest to the box of the skip is interpolation.
     """
 
+    output_layer = "out_block.1"
+
     def __init__(
         self,
         n_rois: int,

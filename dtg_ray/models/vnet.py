@@ -160,6 +160,8 @@ class VNet(nn.Module):
         After every convolution of a block and every strided one, not after the transposed ones.
     """
 
+    output_layer = "out_layer.conv"
+
     def __init__(
         self,
         n_rois: int,

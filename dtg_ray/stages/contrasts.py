@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,13 @@ NAME = "contrasts.zarr"
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Read the maps that are owed; returns the rows of all receipts."""
-    return run_blocks(study, STAGE, ContrastWorker, plan, functools.partial(make_maps, name=NAME), options)
+    make = functools.partial(make_maps, name=NAME, contrasts=study.config.contrasts)
+    return run_blocks(study, STAGE, ContrastWorker, plan, make, options)
 
 
-def make_maps(study: Study, name: str) -> None:
+def make_maps(study: Study, name: str, contrasts: Sequence[str]) -> None:
     """Make an array of maps (contrast, subject, voxel), chunked by block and slab of voxels."""
-    n_voxels, contrasts = study.grid.n_voxels, study.config.contrasts
+    n_voxels = study.grid.n_voxels
     rows = min(study.config.cohort.block_size, len(study.cohort))
     spec = ArraySpec(
         (len(contrasts), len(study.cohort), n_voxels),

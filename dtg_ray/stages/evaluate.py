@@ -62,7 +62,10 @@ def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
 def _evaluate_one(study: Study, name: str, members: list[str]) -> Row:
     if len(members) < 2:
         return Row(name, "excluded", message=f"got {len(members)} held-out subjects with maps, expected at least 2")
-    write_table(study.storage, table_name(name), evaluate(study, name, members))
+    table = evaluate(study, name, members)
+    if not len(table):
+        return Row(name, "excluded", message=f"{name}: got no contrast that it predicts and two of them have measured")
+    write_table(study.storage, table_name(name), table)
     return Row(name, "done", qc={"subjects": float(len(members))})
 
 
@@ -83,26 +86,25 @@ def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
         dice (top 25%), dice_auc.
     """
     rows = study.positions(subjects)
-    tasks = [
-        dask.delayed(_evaluate_contrast)(study.uri, model, number, rows)
-        for number in range(len(study.config.contrasts))
-    ]
+    predicted = study.config.contrasts_of(model)
+    compared = [name for name in study.config.contrasts if name in predicted]
+    tasks = [dask.delayed(_evaluate_contrast)(study.uri, model, name, rows) for name in compared]
     lines = [line for line in dask.compute(*tasks, scheduler="threads", num_workers=2) if line is not None]
     return pd.DataFrame(lines)
 
 
-def _evaluate_contrast(uri: str, model: str, number: int, rows: np.ndarray) -> dict[str, object] | None:
+def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) -> dict[str, object] | None:
     """Figures of one contrast; None where nobody has it measured."""
     study = Study(uri)
-    actual = _grey_maps(study, "contrasts.zarr", number, rows)
-    predicted = _grey_maps(study, array_name(model), number, rows)
+    actual = _grey_maps(study, "contrasts.zarr", study.config.contrasts.index(contrast), rows)
+    predicted = _grey_maps(study, array_name(model), study.config.contrasts_of(model).index(contrast), rows)
     measured = ~np.isnan(actual).any(axis=1) & ~np.isnan(predicted).any(axis=1)
     if measured.sum() < 2:
         return None
     actual, predicted = actual[measured], predicted[measured]  # (n, G)
     matrix = subject_correlation(actual, predicted)  # (n, n)
     return {
-        "contrast": study.config.contrasts[number],
+        "contrast": contrast,
         "subjects": int(measured.sum()),
         "r": float(np.mean(pearson(actual, predicted))),
         "diagonality": diagonality_index(matrix),

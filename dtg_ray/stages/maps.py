@@ -45,23 +45,49 @@ class SubjectReader:
         windows = np.asarray(self._connectomes[self.position[subject]], dtype=np.float32)
         recorded = ~np.isnan(windows[:, 0, 0])
         if not recorded.any():
-            raise StudyError(
-                f"{subject}: got no connectome, expected one: its chunk was lost after its receipt was written",
-                hint="delete the receipt of its block below receipts/connectomes/ and run `dtg connectomes`",
-            )
+            raise _lost(subject)
         return windows[recorded]
+
+    def stored_window(self, subject: str, number: int) -> NDArray[np.float16]:
+        """One window of a subject, (K, V) float16; windows that were recorded come first.
+
+        Raises
+        ------
+        StudyError
+            When it is not there.
+        """
+        window: NDArray[np.float16] = np.asarray(self._connectomes[self.position[subject], number])
+        if np.isnan(window[0, 0]):
+            raise _lost(subject)
+        return window
 
     def maps(self, subject: str) -> NDArray[np.float32]:
         """Measured maps of a subject, (C, V) float32; NaN where not acquired."""
-        return np.asarray(self._maps[:, self.position[subject]], dtype=np.float32)
+        return self.stored_maps(subject).astype(np.float32)
+
+    def stored_maps(self, subject: str) -> NDArray[np.float16]:
+        """Measured maps of a subject as they are stored, (C, V) float16; NaN where not acquired."""
+        maps: NDArray[np.float16] = np.asarray(self._maps[:, self.position[subject]])
+        return maps
 
 
-def usable(study: Study, split: str) -> list[str]:
-    """Subjects of a split with a connectome and at least one measured map, in the order of the cohort."""
-    with_connectome = set(ledger.account(study, "connectomes").subjects("done"))
-    with_maps = set(ledger.account(study, "contrasts").subjects("done"))
-    members = study.cohort.loc[study.cohort["split"] == split, "subject"]
-    return [subject for subject in members if subject in with_connectome and subject in with_maps]
+def _lost(subject: str) -> StudyError:
+    return StudyError(
+        f"{subject}: got no connectome, expected one: its chunk was lost after its receipt was written",
+        hint="delete the receipt of its block below receipts/connectomes/ and run `dtg connectomes`",
+    )
+
+
+def usable(study: Study, split: str, contrasts: Sequence[str] | None = None) -> list[str]:
+    """Subjects of a split with a connectome and a measured map, by default of any contrast, in the cohort's order."""
+    done = [set(ledger.account(study, stage).subjects("done")) for stage in ("connectomes", "contrasts")]
+    members = study.cohort[study.cohort["split"] == split]
+    wanted = set(study.config.contrasts if contrasts is None else contrasts)
+    return [
+        subject
+        for subject, maps in zip(members["subject"], members["contrasts"], strict=True)
+        if all(subject in these for these in done) and wanted & set(maps)
+    ]
 
 
 def chosen_models(study: Study, model: str | None) -> list[str]:

@@ -207,8 +207,11 @@ def parts(study: Study, feature: str) -> list[Part]:
         raise UsageError(f"got features {feature!r}, expected synthetic:MODEL, measured or connectome")
     columns = np.flatnonzero(study.grey_matter) if study.config.prediction.mask == "grey_matter" else None
     voxels = np.arange(study.grid.n_voxels) if columns is None else columns
-    store = "contrasts.zarr" if kind == "measured" else array_name(model)
-    return [Part(store, "maps", number, voxels) for number in range(len(study.config.contrasts))]
+    if kind == "measured":
+        store, contrasts = "contrasts.zarr", study.config.contrasts
+    else:
+        store, contrasts = array_name(model), study.config.contrasts_of(model)
+    return [Part(store, "maps", number, voxels) for number in range(len(contrasts))]
 
 
 def gram_matrix(study: Study, feature: str, subjects: list[str]) -> Gram:

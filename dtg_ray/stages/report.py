@@ -46,7 +46,8 @@ def _draw(study: Study) -> Row:
     subjects = [name for name in usable(study, "test") if acquired[name]]
     subjects = _most_different(subjects, measured.sel(subject=subjects).to_numpy().astype(np.float32))
     maps = {"measured": measured.sel(subject=subjects).to_numpy().astype(np.float32)}
-    for name in sorted(study.config.models, key=lambda name: name != study.default_model):
+    predicting = [name for name in study.config.models if contrast in study.config.contrasts_of(name)]
+    for name in sorted(predicting, key=lambda name: name != study.default_model):
         maps[name] = study.synthetic(name).sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
     title = f"{contrast}: measured and synthetic maps of two people no model has seen"
     study.storage.write(PICTURE, side_by_side(maps, subjects, study.grid, title))

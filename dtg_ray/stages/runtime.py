@@ -44,6 +44,8 @@ class Options:
         Plans as JSON, a line each.
     cpus : int, optional
         How many CPUs a Ray of its own may use; by default all of this process.
+    overwrite : bool
+        Replace models that were trained with other settings or on other people.
     """
 
     address: str | None = None
@@ -53,6 +55,7 @@ class Options:
     quiet: bool = False
     json: bool = False
     cpus: int | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,27 @@ import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.errors import ModelError
+from dtg_ray.models import activation_values
 from dtg_ray.models.artifact import Model, NetworkModel
 from dtg_ray.stages.blocks import BlockWorker, nan_rows, recorded, run_blocks
 from dtg_ray.stages.contrasts import make_maps
 from dtg_ray.stages.maps import SubjectReader, chosen_models
+from dtg_ray.stages.models import load_model, network_config
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
-from dtg_ray.stages.train import load_model
 from dtg_ray.store.arrays import write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
+
+ACTIVATIONS = 4
+"""Outputs of layers, of the size of the largest, that are in memory at once: two, and what a convolution works with."""
 
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
     """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts."""
     rows = []
     for name in chosen_models(study, model):
-        make = functools.partial(make_maps, name=array_name(name))
+        make = functools.partial(make_maps, name=array_name(name), contrasts=study.config.contrasts_of(name))
         rows.append(
             run_blocks(
                 study,
@@ -49,9 +52,10 @@ def array_name(model: str) -> str:
 def plan(study: Study, pending: list[str], name: str) -> Plan:
     """Bytes, and the memory of a worker: the maps of a block, one connectome, and the network's activations."""
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
-    n_voxels, config = study.grid.n_voxels, study.config.models[name]
-    maps, windows = len(study.config.contrasts) * n_voxels, study.config.connectomes.windows
-    width = getattr(config, "width", 0)
+    n_voxels = study.grid.n_voxels
+    maps, windows = len(study.config.contrasts_of(name)) * n_voxels, study.config.connectomes.windows
+    network = network_config(study, name) if pending else None
+    largest = activation_values(network, study.grid.shape)[1] if network else 0
     trained = ledger.model_hash(study, name) is not None
     return Plan(
         stage=f"synthesize/{name}",
@@ -62,7 +66,7 @@ def plan(study: Study, pending: list[str], name: str) -> Plan:
         bytes_out=len(members) * maps * 2,
         memory=maps * (2 * study.config.cohort.block_size + 8)
         + study.n_rois * n_voxels * 12
-        + 8 * width * study.grid.mask.size * 4
+        + ACTIVATIONS * largest * 4
         + 500 * 2**20,
         cpus=study.config.synthesis.cpus_per_actor,
         gpus=study.config.synthesis.gpus_per_actor,
@@ -85,7 +89,6 @@ class SynthesisWorker(BlockWorker):
 
         torch.set_num_threads(self.study.config.synthesis.cpus_per_actor)
         model = load_model(self.study, self.name)
-        check_fit(self.study, self.name, model)
         if isinstance(model, NetworkModel):
             on_gpu = self.study.config.synthesis.gpus_per_actor > 0
             model.prepare_for_inference("cuda" if on_gpu else "cpu")
@@ -122,19 +125,3 @@ class SynthesisWorker(BlockWorker):
             receipts.append(receipt)
         write_rows(self.maps, 1, self.study.rows(block), values)
         return receipts
-
-
-def check_fit(study: Study, name: str, model: Model) -> None:
-    """Refuse a model made for another grid, ROI set or list of contrasts.
-
-    Raises
-    ------
-    ModelError
-    """
-    got = (model.grid.fingerprint, model.n_rois, model.contrasts)
-    expected = (study.grid.fingerprint, study.n_rois, study.config.contrasts)
-    if got != expected:
-        raise ModelError(
-            f"{name}: got a model for grid, ROIs, contrasts {got}, expected {expected} as in the study",
-            hint=f"train it again: dtg train {study.uri} --model {name}",
-        )

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import functools
-import json
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from dtg_ray import __version__, ledger
-from dtg_ray.config import BaselineConfig, NetworkConfig, fingerprint
-from dtg_ray.errors import StudyError
-from dtg_ray.models.artifact import Model, NetworkModel, dump, load
-from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
-from dtg_ray.stages.maps import SubjectReader, chosen_models, require_settled, usable
+from dtg_ray import ledger
+from dtg_ray.config import BaselineConfig, ImportedConfig, TrainConfig
+from dtg_ray.errors import ModelError, StudyError
+from dtg_ray.models import activation_values
+from dtg_ray.stages.maps import chosen_models, require_settled, usable
+from dtg_ray.stages.models import load_model, network_config, provenance_of, save_model, settings_of
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, Resources, map_units, session
+from dtg_ray.stages.runtime import Options, session
 from dtg_ray.stages.single import settle
-from dtg_ray.store.files import is_remote
+from dtg_ray.stages.training.baselines import fit_group_mean, fit_linear
+from dtg_ray.stages.training.checkpoints import differences
+from dtg_ray.stages.training.networks import Fitted, fit_network
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import write_table
 from dtg_ray.study import Study
-
-log = logging.getLogger(__name__)
-MAXIMUM_WORKER_FAILURES = 5
 
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
@@ -38,7 +30,8 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
     Raises
     ------
     StudyError
-        When connectomes or contrasts are unfinished, or nobody is left to train on.
+        When connectomes or contrasts are unfinished, nobody is left to train on, or another model of that name is
+        there.
     ModelError
         When the study has no such model.
     """
@@ -46,52 +39,36 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
     return pd.concat(rows, ignore_index=True)
 
 
-def load_model(study: Study, name: str) -> Model:
-    """A trained model of a study.
-
-    Raises
-    ------
-    MissingFileError
-        When it has not been trained.
-    ModelError
-        When its files are damaged.
-    """
-    description = json.loads(study.storage.read(f"models/{name}/model.json"))
-    return load(study.storage.read(f"models/{name}/model.safetensors"), description)
-
-
 def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     account = ledger.account(study, f"train/{name}")
     pending = account.pending(retry_failed=options.retry_failed)
+    imported = isinstance(study.config.models[name], ImportedConfig)
+    work = _check_import if imported else functools.partial(_train, options=options)
     todo = plan(study, name, pending)
-    return settle(study, account, todo, functools.partial(_train, study, name, options), options)
-
-
-def _train(study: Study, name: str, options: Options, today: str) -> Row:
-    """Fit a model and write it."""
-    training, validation = usable(study, "train"), usable(study, "validation")
-    if len(training) < 2:
-        raise StudyError(
-            f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
-            hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
-        )
-    _check_contrasts(study, training)
-    with session(options):
-        fitted, history = _fit(study, name, training, validation, today, options)
-    _commit(study, name, fitted, history, {"training": training, "validation": validation, "fingerprint": today})
-    figures = history[-1] if history else {}
-    return Row(name, "done", qc={"subjects": float(len(training)), **{key: float(figures[key]) for key in figures}})
+    if pending and not (imported or todo.waiting or options.dry_run or options.overwrite):
+        _refuse_to_overwrite(study, name, str(account.owed[ledger.MODEL]))
+    return settle(study, account, todo, functools.partial(work, study, name), options)
 
 
 def plan(study: Study, name: str, pending: list[str]) -> Plan:
     """Subjects and bytes of one pass; memory of a worker, mostly the activations of a batch."""
     config = study.config.models[name]
+    if isinstance(config, ImportedConfig):
+        return Plan(f"train/{name}", 1, len(pending), 0)
     members = study.cohort[study.cohort["split"].isin(["train", "validation"])]
     one = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts))
-    memory, cpus = one * 8 + 500 * 2**20, 1.0
-    if isinstance(config, NetworkConfig):
+    memory, cpus, waiting = one * 8 + 500 * 2**20, 1.0, ""
+    if pending:
+        waiting = require_settled(study, ["connectomes", "contrasts"], "training")
+    if not isinstance(config, BaselineConfig):
+        network = network_config(study, name) if pending and not waiting else None
+        memory += _memory_of_a_batch(network, config.train, study) if network else 0
+        memory += min(
+            int(config.train.cache_gigabytes * 2**30), 2 * one * len(members) * study.config.connectomes.windows
+        )
         cpus = config.train.cpus_per_worker
-        memory += config.train.batch_size * (one + 12 * config.width * study.grid.mask.size) * 4 // config.train.workers
+        if pending and not waiting and account_is_open(study, name):
+            waiting = f"train/{getattr(config, 'start', '')}, from which {name} starts"
     return Plan(
         stage=f"train/{name}",
         units=1,
@@ -101,68 +78,77 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
         bytes_out=0,
         memory=memory,
         cpus=cpus,
-        waiting=require_settled(study, ["connectomes", "contrasts"], "training") if pending else "",
+        waiting=waiting,
     )
 
 
-def _fit(
-    study: Study, name: str, training: list[str], validation: list[str], today: str, options: Options
-) -> tuple[Model, list[dict[str, float]]]:
-    config = study.config.models[name]
-    if isinstance(config, BaselineConfig):
-        fit = _fit_group_mean if config.kind == "group_mean" else _fit_linear
-        return fit(study, training, options), []
-    if options.inline:
+def account_is_open(study: Study, name: str) -> bool:
+    """Whether the model that another one starts from is still to be made."""
+    return None in ledger.account(study, f"train/{name}").owed.values()
+
+
+def _memory_of_a_batch(network: dict[str, Any], config: TrainConfig, study: Study) -> int:
+    """Bytes of what a worker keeps of a batch between forward and backward pass."""
+    every, _ = activation_values(network, study.grid.shape)
+    subjects = -(-config.batch_size // (config.workers * config.accumulate))
+    inputs = study.grid.mask.size * (study.n_rois + 2 * network["n_contrasts"])
+    return subjects * (every + inputs) * 4
+
+
+def _train(study: Study, name: str, today: str, options: Options) -> Row:
+    """Fit a model and write it."""
+    identity = {**settings_of(study, name), "fingerprint": today}
+    training, validation = usable(study, "train"), usable(study, "validation")
+    if len(training) < 2:
         raise StudyError(
-            "got --inline for a network, which Ray Train trains", hint="leave --inline out for `dtg train`"
+            f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
+            hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
-    return _fit_network(study, name, config, training, validation, today, options)
+    _check_contrasts(study, training)
+    provenance = {"training": training, "validation": validation, **identity}
+    with session(options):
+        config = study.config.models[name]
+        if isinstance(config, BaselineConfig):
+            fit = fit_group_mean if config.kind == "group_mean" else fit_linear
+            save_model(study, f"models/{name}", fit(study, training, options), provenance)
+            return Row(name, "done", qc={"subjects": float(len(training))})
+        fitted = fit_network(study, name, identity, options)
+    _commit(study, name, fitted, provenance)
+    figures = {key: float(value) for key, value in fitted.history[-1].items() if "/" not in key}
+    return Row(name, "done", qc={"subjects": float(len(training)), **figures})
 
 
-def _fit_group_mean(study: Study, training: list[str], options: Options) -> Model:
-    """The mean of the training maps."""
-    reader = SubjectReader(study)
-    mean = RunningMean((len(study.config.contrasts), study.grid.n_voxels))
-    for subject in tqdm(training, desc="train/group_mean", unit="subject", disable=options.quiet):
-        mean.add(reader.maps(subject))
-    maps = mean.mean().astype(np.float32)
-    return GroupMean(maps, study.config.contrasts, study.grid, study.n_rois)
+def _commit(study: Study, name: str, fitted: Fitted, provenance: dict[str, Any]) -> None:
+    """Replace what is there by the models kept beside the selected one, the history, and, last, the selected one."""
+    for file in study.storage.names(f"models/{name}"):
+        study.storage.delete(file)
+    for which, model in fitted.models.items():
+        if which != fitted.selected:
+            save_model(study, f"models/{name}/{which}", model, {**provenance, "weights": which})
+    write_table(study.storage, f"models/{name}/history.parquet", pd.DataFrame(fitted.history))
+    save_model(study, f"models/{name}", fitted.models[fitted.selected], {**provenance, "weights": fitted.selected})
 
 
-def _fit_linear(study: Study, training: list[str], options: Options) -> Model:
-    """Mean over subjects of their own fits, added up in the order of the cohort whatever order they end in."""
-    parcels = parcels_from_rois(study.rois)
-    memory = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts)) * 12 + 300 * 2**20
-    results = map_units(LinearFit, (study.uri,), training, Resources(1, 0, memory), options)
-    done: dict[str, np.ndarray] = {}
-    for result in tqdm(results, total=len(training), desc="train/linear", unit="subject", disable=options.quiet):
-        done[result["unit"]] = np.asarray(result["coefficients"])
-    mean = RunningMean(done[training[0]].shape)
-    for subject in training:
-        mean.add(done[subject])
-    coefficients = mean.mean()
-    return Linear(coefficients, parcels, study.config.contrasts, study.grid)
+def _check_import(study: Study, name: str, _today: str) -> Row:
+    """An imported model has nothing to learn; it has to be there."""
+    try:
+        load_model(study, name)
+    except ModelError as error:
+        raise StudyError(f"{name}: {error}", hint="import it again: dtg import-model") from error
+    return Row(name, "done")
 
 
-class LinearFit:
-    """Fits the linear model to one subject after the other."""
-
-    def __init__(self, uri: str) -> None:
-        self.study = Study(uri)
-        self.reader = SubjectReader(self.study)
-
-    @functools.cached_property
-    def parcels(self) -> np.ndarray:
-        """Parcel of each voxel."""
-        return parcels_from_rois(self.study.rois)
-
-    def __call__(self, subject: str) -> dict[str, Any]:
-        """Coefficients (C, P, K + 1) of a subject; windows are averaged."""
-        connectome = self.reader.connectomes(subject).mean(axis=0)
-        return {
-            "unit": subject,
-            "coefficients": fit_linear_subject(connectome, self.reader.maps(subject), self.parcels),
-        }
+def _refuse_to_overwrite(study: Study, name: str, today: str) -> None:
+    """Leave a model alone that was trained with other settings or on other people."""
+    there = provenance_of(study, name)
+    if there is None or there["fingerprint"] == today:
+        return
+    settings = settings_of(study, name)["settings"]
+    raise StudyError(
+        f"models/{name}: got a model there that differs in {differences(there['settings'], settings)}; "
+        "it was not touched",
+        hint="give the new one another name in study.yaml, or replace the old one with --overwrite",
+    )
 
 
 def _check_contrasts(study: Study, training: list[str]) -> None:
@@ -173,137 +159,3 @@ def _check_contrasts(study: Study, training: list[str]) -> None:
             f"got no training subject with {', '.join(absent)}, expected at least one for each contrast",
             hint="leave them out (contrasts: in study.yaml), or change cohort.seed or the shares of the splits",
         )
-
-
-def _fit_network(
-    study: Study,
-    name: str,
-    config: NetworkConfig,
-    training: list[str],
-    validation: list[str],
-    today: str,
-    options: Options,
-) -> tuple[Model, list[dict[str, float]]]:
-    """Train a network; a run that was killed goes on from its last checkpoint."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from dtg_ray.models import build
-    from dtg_ray.models.unet import load_weights
-    from dtg_ray.stages import training_loop
-
-    settings = training_loop.network_settings(config, study.n_rois, len(study.config.contrasts))
-    with _epoch_reporter(config.train.epochs, f"train/{name}", options) as reporter:
-        trainer = TorchTrainer(
-            training_loop.train,
-            train_loop_config={
-                "study": study.uri,
-                "network": settings,
-                "train": config.train.model_dump(),
-                "training": training,
-                "validation": validation,
-                "reporter": reporter,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.train.workers,
-                use_gpu=config.train.gpu,
-                resources_per_worker={
-                    "CPU": config.train.cpus_per_worker,
-                    **({"GPU": 1} if config.train.gpu else {}),
-                },
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"{name}-{today}",
-                failure_config=ray.train.FailureConfig(max_failures=MAXIMUM_WORKER_FAILURES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                **_train_storage(study),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise StudyError(
-                f"train/{name}: training failed: {str(error).strip().splitlines()[-1]}",
-                hint="the last checkpoint is kept: `dtg train` goes on from there",
-            ) from error
-    with result.checkpoint.as_directory() as folder:
-        from pathlib import Path
-
-        state = training_loop.read_state((Path(folder) / training_loop.STATE).read_bytes())
-    network = build(settings)
-    load_weights(network, state["best_network"], source="checkpoint")
-    history = [{**line, "best": float(line["epoch"] == state["best_epoch"])} for line in state["history"]]
-    return NetworkModel(network, settings, study.config.contrasts, study.grid), history
-
-
-def _train_storage(study: Study) -> dict[str, Any]:
-    """Where Ray Train keeps its checkpoints: `train/` below the study, locally or on S3."""
-    root = study.storage.uri("train")
-    if not is_remote(root):
-        return {"storage_path": root}
-    import pyarrow.fs
-
-    handler = pyarrow.fs.FSSpecHandler(study.storage.fs)
-    return {"storage_path": root.split("://")[1], "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
-
-
-def _commit(study: Study, name: str, model: Model, history: list[dict[str, float]], provenance: dict[str, Any]) -> None:
-    """Write the weights, then the history, then model.json: what has no model.json is no model."""
-    tensors, description = dump(model)
-    study.storage.write(f"models/{name}/model.safetensors", tensors)
-    if history:
-        write_table(study.storage, f"models/{name}/history.parquet", pd.DataFrame(history))
-    document = {
-        **description,
-        "provenance": {
-            "dtg_ray": __version__,
-            "rois": study.space_fingerprint,
-            "settings": study.config.models[name].model_dump(mode="json"),
-            "settings_fingerprint": fingerprint(study.config.models[name]),
-            **provenance,
-        },
-    }
-    study.storage.write(f"models/{name}/model.json", json.dumps(document, indent=1).encode())
-
-
-@contextmanager
-def _epoch_reporter(epochs: int, title: str, options: Options) -> Iterator[Any]:
-    """An actor that workers tell their epochs, and a thread here that shows them in a progress bar."""
-    import ray
-
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    stop = threading.Event()
-
-    def show() -> None:
-        with tqdm(total=epochs, desc=title, unit="epoch", disable=options.quiet) as bar:
-            while not stop.wait(0.5):
-                for line in ray.get(mailbox.take.remote()):
-                    bar.update(int(line["epoch"]) + 1 - bar.n)
-                    bar.set_postfix(
-                        {key.removeprefix("validation_"): f"{line[key]:.3f}" for key in line if key != "epoch"}
-                    )
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield mailbox
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-        ray.kill(mailbox)
-
-
-class Mailbox:
-    """Holds messages until somebody takes them."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, float]] = []
-
-    def put(self, message: dict[str, float]) -> None:
-        """Add a message."""
-        self.messages.append(message)
-
-    def take(self) -> list[dict[str, float]]:
-        """All messages since the last call."""
-        messages, self.messages = self.messages, []
-        return messages

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 
 from dtg_ray import Study, ledger
 from dtg_ray.stages.maps import usable
-from dtg_ray.stages.train import load_model
+from dtg_ray.stages.models import load_model
 from stage_tools import Arrays, Tools
 
 

@@ -15,8 +15,9 @@ from dtg_ray import Study
 from dtg_ray.cohort.simulate import simulate
 from dtg_ray.config import TrainConfig
 from dtg_ray.stages.maps import usable
-from dtg_ray.stages.train import load_model
-from dtg_ray.stages.training_loop import epoch_batches, is_over, learning_rate_factor, parts_of, validation_figures
+from dtg_ray.stages.models import load_model
+from dtg_ray.stages.training.data import epoch_batches
+from dtg_ray.stages.training.loop import is_over, learning_rate_factor, parts_of
 from stage_tools import COHORT, Tools
 
 SUBJECTS = [f"sub-{number:02d}" for number in range(11)]
@@ -45,28 +46,12 @@ class TestBatches:
         assert [len(batch) for batch in epoch_batches(SUBJECTS[:3], 10, 0, 0, 0, 1)] == [3]
 
 
-def test_validation_leaves_out_what_was_not_acquired() -> None:
-    rng = np.random.default_rng(0)
-    actual, noise = rng.standard_normal((2, 6, 2, 300)).astype(np.float32)
-    predicted = actual + 0.5 * noise
-    actual[0, 1] = np.nan
-    figures = validation_figures(predicted, actual)
-    expected = [
-        np.corrcoef(predicted[subject, contrast], actual[subject, contrast])[0, 1]
-        for contrast in (0, 1)
-        for subject in range(contrast, 6)
-    ]
-    assert figures["validation_r"] == pytest.approx((np.mean(expected[:6]) + np.mean(expected[6:])) / 2, abs=1e-6)
-    assert figures["validation_loss"] == pytest.approx(np.nanmean((predicted - actual) ** 2), rel=1e-5)
-    assert figures["validation_identification"] == 1
-
-
 class TestATrainedNetwork:
     def test_keeps_its_history_and_the_weights_that_validated_best(self, finished: Path) -> None:
         history = pd.read_parquet(finished / "models" / "unet" / "history.parquet")
         assert list(history["epoch"]) == list(range(8))
         assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-        (best,) = history.index[history["best"] == 1]
+        (best,) = history.index[history["selected"] == 1]
         assert best == history["validation_loss"].idxmin()
 
     def test_says_what_it_was_trained_on(self, finished: Path) -> None:
@@ -102,9 +87,9 @@ class TestParts:
         ("members", "accumulate", "sizes"), [(8, 1, [8]), (8, 4, [2] * 4), (7, 3, [2, 2, 3]), (3, 5, [3])]
     )
     def test_of_a_batch_have_two_subjects_or_more_and_weigh_by_their_number(self, members, accumulate, sizes) -> None:
-        parts = parts_of(SUBJECTS[:members], TrainConfig(accumulate=accumulate))
-        assert [len(part.members) for part in parts] == sizes
-        assert [subject for part in parts for subject in part.members] == SUBJECTS[:members]
+        parts = parts_of(members, TrainConfig(accumulate=accumulate))
+        assert [part.stop - part.start for part in parts] == sizes
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(members))
         assert sum(part.weight for part in parts) == pytest.approx(1)
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
 

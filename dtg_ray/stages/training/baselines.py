@@ -1,0 +1,60 @@
+"""The group mean, and the linear model as a map-reduce: a fit per subject, and their mean."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dtg_ray.models.artifact import Model
+from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
+from dtg_ray.stages.maps import SubjectReader
+from dtg_ray.stages.runtime import Options, Resources, map_units
+from dtg_ray.study import Study
+
+
+def fit_group_mean(study: Study, training: list[str], options: Options) -> Model:
+    """The mean of the training maps."""
+    reader = SubjectReader(study)
+    mean = RunningMean((len(study.config.contrasts), study.grid.n_voxels))
+    for subject in tqdm(training, desc="train/group_mean", unit="subject", disable=options.quiet):
+        mean.add(reader.maps(subject))
+    maps = mean.mean().astype(np.float32)
+    return GroupMean(maps, study.config.contrasts, study.grid, study.n_rois)
+
+
+def fit_linear(study: Study, training: list[str], options: Options) -> Model:
+    """Mean over subjects of their own fits, added up in the order of the cohort whatever order they end in."""
+    parcels = parcels_from_rois(study.rois)
+    memory = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts)) * 12 + 300 * 2**20
+    results = map_units(LinearFit, (study.uri,), training, Resources(1, 0, memory), options)
+    done: dict[str, np.ndarray] = {}
+    for result in tqdm(results, total=len(training), desc="train/linear", unit="subject", disable=options.quiet):
+        done[result["unit"]] = np.asarray(result["coefficients"])
+    mean = RunningMean(done[training[0]].shape)
+    for subject in training:
+        mean.add(done[subject])
+    return Linear(mean.mean(), parcels, study.config.contrasts, study.grid)
+
+
+class LinearFit:
+    """Fits the linear model to one subject after the other."""
+
+    def __init__(self, uri: str) -> None:
+        self.study = Study(uri)
+        self.reader = SubjectReader(self.study)
+
+    @functools.cached_property
+    def parcels(self) -> np.ndarray:
+        """Parcel of each voxel."""
+        return parcels_from_rois(self.study.rois)
+
+    def __call__(self, subject: str) -> dict[str, Any]:
+        """Coefficients (C, P, K + 1) of a subject; windows are averaged."""
+        connectome = self.reader.connectomes(subject).mean(axis=0)
+        return {
+            "unit": subject,
+            "coefficients": fit_linear_subject(connectome, self.reader.maps(subject), self.parcels),
+        }

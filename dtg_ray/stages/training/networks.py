@@ -1,0 +1,228 @@
+"""Networks: who is trained on, on how many workers, and what becomes of it in the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dtg_ray import ledger
+from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig
+from dtg_ray.errors import DTGError, StudyError
+from dtg_ray.models import build
+from dtg_ray.models.artifact import NetworkModel
+from dtg_ray.models.unet import load_weights
+from dtg_ray.stages.maps import usable
+from dtg_ray.stages.models import network_config
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.training.checkpoints import Checkpoints
+from dtg_ray.stages.training.loop import BEST, Assignment, is_over, starting_network, train
+from dtg_ray.stages.training.progress import EventFile, Herald, listening
+from dtg_ray.stages.training.world import World
+from dtg_ray.study import Study
+
+ATTEMPTS = 3
+"""How often in a row workers may die without a new checkpoint before training fails."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Parameters
+    ----------
+    models : dict of str to NetworkModel
+        `last`, and the best of validation by name.
+    selected : str
+        Which of them is the model.
+    history : list of dict
+        A line per epoch.
+    """
+
+    models: dict[str, NetworkModel]
+    selected: str
+    history: list[dict[str, float]]
+
+
+def fit_network(study: Study, name: str, identity: Mapping[str, Any], options: Options) -> Fitted:
+    """Train a network of a study; a run that was killed goes on from its last checkpoint.
+
+    Parameters
+    ----------
+    study : Study
+    name : str
+        Of the model.
+    identity : mapping
+        `settings` and `fingerprint`: what the checkpoints have to agree with.
+    options : Options
+
+    Raises
+    ------
+    StudyError
+        When there are too few subjects, workers die again and again, or another training is under way.
+    """
+    folder = f"train/{name}"
+    assignment = assign(study, name, folder)
+    checkpoints = Checkpoints(study.storage, folder)
+    checkpoints.claim(identity, overwrite=options.overwrite)
+    config = TrainConfig.model_validate(assignment.train)
+    with _heralded(study, name, config, options) as herald:
+        if options.inline:
+            _train_here(assignment, config, herald)
+        else:
+            _train_on_ray(assignment, config, checkpoints, herald)
+    return collect(study, name, assignment)
+
+
+def assign(study: Study, name: str, folder: str) -> Assignment:
+    """What is to be trained on whom.
+
+    Raises
+    ------
+    StudyError
+        When nobody is left to train on, or somebody for every worker is not.
+    """
+    config = study.config.models[name]
+    if not isinstance(config, NetworkConfig | FinetunedConfig):
+        raise TypeError(f"got {name}, a {config.kind} model, expected a network")
+    network = network_config(study, name)
+    if network is None:
+        raise StudyError(f"{name}: got no network to start from", hint="`dtg status` says what is missing")
+    predicted = study.config.contrasts_of(name)
+    compared = [contrast for contrast in study.config.contrasts if contrast in predicted]
+    training, validation = (usable(study, split, compared) for split in ("train", "validation"))
+    if len(training) < 2 * config.train.workers:
+        raise StudyError(
+            f"{name}: got {len(training)} subjects to train on with a connectome and a map, expected at least two for "
+            f"each of {config.train.workers} workers",
+            hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
+        )
+    finetuned = config if isinstance(config, FinetunedConfig) else None
+    return Assignment(
+        study=study.uri,
+        network=network,
+        train=config.train.model_dump(),
+        training=training,
+        validation=validation,
+        windows=windows(study, [*training, *validation]),
+        contrasts=compared,
+        outputs=[predicted.index(contrast) for contrast in compared],
+        folder=folder,
+        start=finetuned.start if finetuned else None,
+        head=finetuned.head if finetuned else "new",
+    )
+
+
+def windows(study: Study, subjects: list[str]) -> dict[str, int]:
+    """How many windows some subjects have, by the receipts of their connectomes."""
+    rows = ledger.account(study, "connectomes").rows.set_index("subject")["qc"]
+    return {subject: int(rows[subject]["windows"]) for subject in subjects}
+
+
+def collect(study: Study, name: str, assignment: Assignment) -> Fitted:
+    """The models of a training that is over.
+
+    Raises
+    ------
+    StudyError
+        When it is not, or all its checkpoints are damaged.
+    """
+    config = TrainConfig.model_validate(assignment.train)
+    state = Checkpoints(study.storage, assignment.folder).newest()
+    if state is None or not is_over(state["history"], config):
+        raise StudyError(
+            f"{study.storage.uri(assignment.folder)}: got no checkpoint of the last epoch, expected one",
+            hint="`dtg train` goes on from the last one that is whole",
+        )
+    _, input_mask = starting_network(study, assignment)
+    weights = {"last": state["network"], **{which: best["network"] for which, best in state["best"].items()}}
+    models = {}
+    for which in ("last", *BEST):
+        if which in weights:
+            network = build(assignment.network)
+            load_weights(network, weights[which], source=f"checkpoint of {name}")
+            models[which] = NetworkModel(
+                network, assignment.network, study.config.contrasts_of(name), study.grid, input_mask
+            )
+    selected = config.select if config.select in models else "last"
+    epoch = state["best"][selected]["epoch"] if selected in state["best"] else len(state["history"]) - 1
+    history = [{**line, "selected": float(line["epoch"] == epoch)} for line in state["history"]]
+    return Fitted(models, selected, history)
+
+
+@contextmanager
+def _heralded(study: Study, name: str, config: TrainConfig, options: Options) -> Iterator[Herald]:
+    events = EventFile(study.storage, f"train/{name}/tensorboard")
+    try:
+        yield Herald(f"train/{name}", config.epochs, events, options)
+    finally:
+        events.close()
+
+
+def _train_here(assignment: Assignment, config: TrainConfig, herald: Herald) -> None:
+    if config.workers > 1 or config.gpu:
+        raise StudyError(
+            f"got --inline for {config.workers} workers{' with GPUs' if config.gpu else ''}, expected one on the CPU",
+            hint="leave --inline out: Ray Train starts them",
+        )
+    train(assignment, World(), herald)
+
+
+def _train_on_ray(assignment: Assignment, config: TrainConfig, checkpoints: Checkpoints, herald: Herald) -> None:
+    """Start workers until training is over; those that die are started again while there is progress."""
+    import ray.train
+
+    attempts = 0
+    with listening(herald) as mailbox, tempfile.TemporaryDirectory(prefix="dtg_ray_train_") as nothing_is_kept_here:
+        while True:
+            before = checkpoints.position()
+            try:
+                _fit(assignment, config, mailbox, nothing_is_kept_here)
+            except ray.train.TrainingFailedError as error:
+                reason = str(error).strip().splitlines()[-1]
+                attempts = 1 if checkpoints.position() > before else attempts + 1
+                for message in ray.get(mailbox.take.remote()):
+                    herald(message)
+                if herald.error:
+                    raise StudyError(herald.error[0], hint=herald.error[1]) from error
+                if attempts >= ATTEMPTS:
+                    raise StudyError(
+                        f"{assignment.folder}: workers died {attempts} times in a row without a checkpoint: {reason}",
+                        hint="the last checkpoint is kept: `dtg train` goes on from there",
+                    ) from error
+                herald.say(f"a worker died ({reason}); going on from the last checkpoint")
+            else:
+                return
+
+
+def _fit(assignment: Assignment, config: TrainConfig, mailbox: Any, folder: str) -> None:
+    """Let Ray Train start workers that find each other; checkpoints are not its business."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})}
+    TorchTrainer(
+        work,
+        train_loop_config={"assignment": assignment, "mailbox": mailbox},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="run", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=0)
+        ),
+    ).fit()
+
+
+def work(settings: Mapping[str, Any]) -> None:
+    """Train in a worker of Ray Train, which has joined the others already."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context, put = ray.train.get_context(), settings["mailbox"].put.remote
+    try:
+        train(settings["assignment"], World(context.get_world_rank(), context.get_world_size(), get_device()), put)
+    except DTGError as error:
+        ray.get(put({"error": (str(error), error.hint)}))
+        raise

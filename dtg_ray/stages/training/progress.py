@@ -1,0 +1,165 @@
+"""What a training says while it runs: a line per epoch, warnings, and TensorBoard's event file."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dtg_ray.stages.runtime import Options
+from dtg_ray.store.files import Storage
+
+SHOWN = {
+    "loss": "loss",
+    "validation_loss": "validation loss",
+    "validation_r": "r",
+    "validation_diagonality": "diagonality",
+    "validation_identification": "identification",
+}
+RECENT = 5
+"""Epochs whose mean duration tells when training will end."""
+WAITING_WORTH_SAYING = 0.1
+
+
+class Herald:
+    """Tells people and TensorBoard.
+
+    Parameters
+    ----------
+    title : str
+        Of the stage.
+    epochs : int
+        At most.
+    events : EventFile, optional
+    options : Options
+    """
+
+    def __init__(self, title: str, epochs: int, events: EventFile | None, options: Options) -> None:
+        self.title, self.epochs, self.events, self.quiet = title, epochs, events, options.quiet
+        self.error: tuple[str, str] | None = None
+        """Message and hint of a worker that could not go on."""
+        self._before = time.monotonic()
+        self._durations: list[float] = []
+
+    def __call__(self, message: Mapping[str, Any]) -> None:
+        """Take a message of `dtg_ray.stages.training.loop.train`, or `{"error": (message, hint)}`."""
+        if "error" in message:
+            self.error = message["error"]
+        if "warning" in message:
+            self.say(message["warning"])
+        if "history" in message:
+            now = time.monotonic()
+            self._durations = [*self._durations, now - self._before][-RECENT:]
+            self._before = now
+            if not self.quiet:
+                self.say(epoch_line(message["history"][-1], self.epochs, self._durations))
+            if self.events is not None:
+                self.events.update(message["history"])
+
+    def say(self, text: str) -> None:
+        """One line."""
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
+
+def epoch_line(line: Mapping[str, float], epochs: int, durations: Sequence[float]) -> str:
+    """An epoch in words; `durations` are those of the latest epochs, s."""
+    number = int(line["epoch"]) + 1
+    figures = ", ".join(f"{words} {line[key]:.4g}" for key, words in SHOWN.items() if key in line)
+    each = sum(durations) / len(durations)
+    waiting = f", {line['waiting']:.0%} of it waiting for data" if line["waiting"] > WAITING_WORTH_SAYING else ""
+    left = f", {duration((epochs - number) * each)} to go" if number < epochs else ""
+    return f"epoch {number}/{epochs}, {figures}, {duration(durations[-1])}{waiting}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
+
+
+class EventFile:
+    """TensorBoard's view of a history: one file in the study, written again as a whole after every epoch.
+
+    It is made from the history, so a training that was resumed shows no epoch twice.
+
+    Parameters
+    ----------
+    storage : Storage
+    folder : str
+        Relative to its root.
+    """
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.storage, self.folder = storage, folder
+        self._local = tempfile.TemporaryDirectory(prefix="dtg_ray_events_")
+        self._writer = SummaryWriter(self._local.name, filename_suffix=".dtg_ray", write_to_disk=True)
+        self._written = 0
+
+    def update(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Add the epochs that are new."""
+        for line in history[self._written :]:
+            for key, value in line.items():
+                if key != "epoch":
+                    self._writer.add_scalar(key, value, int(line["epoch"]), walltime=line.get("time"))
+        self._written = len(history)
+        self._writer.flush()
+        (file,) = Path(self._local.name).glob("events.*")
+        self.storage.write(f"{self.folder}/events.out.tfevents.dtg_ray", file.read_bytes())
+
+    def close(self) -> None:
+        """Remove the local copy."""
+        self._writer.close()
+        self._local.cleanup()
+
+
+@contextmanager
+def listening(herald: Herald) -> Iterator[Any]:
+    """A mailbox for workers anywhere in the cluster, and a thread here that reads it out to a herald."""
+    import ray
+
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    stop = threading.Event()
+
+    def read() -> None:
+        for message in ray.get(mailbox.take.remote()):
+            herald(message)
+
+    def wait() -> None:
+        while not stop.wait(0.5):
+            read()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        read()
+        ray.kill(mailbox)
+
+
+class Mailbox:
+    """Holds messages until somebody takes them."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def put(self, message: dict[str, Any]) -> None:
+        """Add a message."""
+        self.messages.append(message)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All messages since the last call."""
+        messages, self.messages = self.messages, []
+        return messages
