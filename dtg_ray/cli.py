@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(verb=_stage, stage=name, model=None)
     _add_import(verbs)
     _add_finetune(verbs)
+    _add_transfer_curve(verbs)
     status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
     status.add_argument("study")
     status.add_argument("--json", action="store_true", help="counts and failures for programs")
@@ -161,6 +162,18 @@ def _add_finetune(verbs: Any) -> None:  # argparse gives this object no public n
     verb.add_argument("--config", help="of a checkpoint: see import-model")
     _add_run_options(verb)
     verb.set_defaults(verb=_finetune)
+
+
+def _add_transfer_curve(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "fine-tuned against from-scratch on more and more training subjects"
+    verb = verbs.add_parser("transfer-curve", help=text, description=text)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument("--finetuned", required=True, metavar="MODEL", help="a model of kind finetuned in study.yaml")
+    verb.add_argument("--scratch", required=True, metavar="MODEL", help="a model of kind network in study.yaml")
+    verb.add_argument("--seeds", type=int, default=5, help="repetitions of every size (default: 5)")
+    verb.add_argument("--sizes", nargs="+", help="subjects, or shares of them (default: 3 1%% 5%% 10%% ... 100%%)")
+    _add_run_options(verb)
+    verb.set_defaults(verb=_transfer_curve)
 
 
 def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public name
@@ -237,6 +250,20 @@ def _init(options: argparse.Namespace) -> int:
     summary = init.init(options.study, found, options.rois, merge(init.load_settings(options.config), chosen))
     print("\n".join(init.describe(summary)))
     _print_plan(summary.study)
+    return 0
+
+
+def _transfer_curve(options: argparse.Namespace) -> int:
+    from dtg_ray.report import tables
+    from dtg_ray.stages import transfer_curve
+    from dtg_ray.study import Study
+
+    study, how = Study(options.study), _options(options)
+    sizes = options.sizes or transfer_curve.SIZES
+    table = transfer_curve.run(study, options.finetuned, options.scratch, how, options.seeds, sizes)
+    if len(table):
+        tables.show(f"Held-out subjects' maps, means over {options.seeds} seeds", transfer_curve.summary(table))
+        print(f"\n{study.storage.uri('transfer')}/{options.finetuned}-{options.scratch}.parquet and .png")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Pictures of maps: measured and synthetic ones of the same people, side by side on one colour scale."""
+"""Pictures: measured and synthetic maps of the same people side by side, and figures against sizes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from dtg_ray.imaging.grid import Grid
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 CUTS_MM = (-20, 0, 20, 40, 55)
+LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+"""Colour and marker of one line after the other."""
 
 
 def side_by_side(maps: Mapping[str, NDArray[np.floating]], subjects: Sequence[str], grid: Grid, title: str) -> bytes:
@@ -68,3 +71,45 @@ def _slices(axes: Axes, grid: Grid, vector: NDArray[np.floating], limit: float) 
     axes.set(xticks=[], yticks=[], facecolor="white")
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def curves(table: pd.DataFrame, figures: Sequence[str], x_label: str) -> bytes:
+    """Figures against the number of subjects: a panel each, a line per `way`, mean and standard deviation over seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        way, subjects, seed, and the figures.
+    figures : sequence of str
+    x_label : str
+
+    Returns
+    -------
+    bytes
+        PNG. Colours are those of Okabe and Ito, which colour-blind people tell apart; markers differ too.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(figures), 3.4), dpi=130, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+        for (way, rows), (colour, marker) in zip(table.groupby("way"), LINES, strict=False):
+            by_size = rows.groupby("subjects")[name].agg(["mean", "std"]).fillna(0)
+            axes.errorbar(
+                by_size.index,
+                by_size["mean"],
+                by_size["std"],
+                color=colour,
+                marker=marker,
+                capsize=3,
+                label=str(way),
+            )
+        sizes = sorted(table["subjects"].unique())
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set(xlabel=x_label, ylabel=name)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
