@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def one_seed(folder: Path, seed: int, epochs: int) -> pd.DataFrame:
-    """r and identification accuracy of everything that is compared."""
+    """How well everything that is compared does."""
     data, train = folder / "data", {**TRAIN, "epochs": epochs}
     people = COHORT["subjects"] + SECOND_PEOPLE
     cohort = {**COHORT, "subjects": people, "contrasts": CONTRASTS, "seed": seed}

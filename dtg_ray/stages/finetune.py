@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from dtg_ray.config import ImportedConfig
 from dtg_ray.errors import UsageError
 from dtg_ray.stages import import_model, train
 from dtg_ray.stages.runtime import Options
+from dtg_ray.store.files import normalize
 from dtg_ray.study import Study
 
 
@@ -46,9 +48,8 @@ def run(
     ConfigError
         When a setting does not hold, or none of the study's contrasts is predicted with a frozen head.
     """
-    start = source
-    if source not in study.config.models:
-        start = PurePosixPath(source.rstrip("/")).stem
+    start = source if source in study.config.models else _imported(study, source)
+    if start not in study.config.models:
         import_model.run(study, source, start, config, options)
         study = Study(study.uri)
     name = name or f"{start}-{head}"
@@ -58,3 +59,13 @@ def run(
         raise UsageError(f"got the name {name!r}, which a {there.kind} model of this study has", hint="choose --name")
     import_model.add_to_config(study, {"models": {name: entry}})
     return train.run(Study(study.uri), options, name)
+
+
+def _imported(study: Study, source: str) -> str:
+    """The name of what is from elsewhere: under which it was imported, or `hcp-unet` for .../hcp/models/unet."""
+    source = normalize(source)
+    for name, model in study.config.models.items():
+        if isinstance(model, ImportedConfig) and model.source == source:
+            return name
+    path = PurePosixPath(source)
+    return f"{path.parts[-3]}-{path.name}" if path.parts[-2:-1] == ("models",) and len(path.parts) > 2 else path.stem

@@ -256,7 +256,8 @@ def _write(study: Study, stage: str, cells: Sequence[Cell]) -> pd.DataFrame:
     """The table and the plot, from the receipts."""
     units = [cell.unit for cell in cells]
     rows = Receipts(study.storage, stage).read(units).set_index("unit")
-    lines = [{**asdict(cell), **dict(figures)} for cell, figures in zip(cells, rows.loc[units, "qc"], strict=True)]
+    figures: list[dict[str, float]] = rows["qc"].loc[units].to_list()
+    lines = [{**asdict(cell), **found} for cell, found in zip(cells, figures, strict=True)]
     table = pd.DataFrame(lines)[["way", "model", "subjects", "seed", "r", "identification", "diagonality", "steps"]]
     write_table(study.storage, f"{stage}.parquet", table)
     study.storage.write(f"{stage}.png", curves(table, ("r", "identification"), "training subjects"))
@@ -266,6 +267,6 @@ def _write(study: Study, stage: str, cells: Sequence[Cell]) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds: a row per number of subjects, both ways side by side."""
     wide = table.pivot_table(index="subjects", columns="way", values=["r", "identification"])
-    wide.columns = pd.Index([f"{way} {figure}" for figure, way in wide.columns.to_list()])
+    wide.columns = pd.Index([f"{column[1]} {column[0]}" for column in wide.columns.to_list()])
     order = [f"{way} {figure}" for figure in ("r", "identification") for way in ("finetuned", "scratch")]
     return wide[order].reset_index()

@@ -16,34 +16,8 @@ from dtg_ray.cohort.simulate import simulate
 from dtg_ray.config import TrainConfig
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import load_model
-from dtg_ray.stages.training.data import epoch_batches
 from dtg_ray.stages.training.loop import is_over, learning_rate_factor, parts_of
 from stage_tools import COHORT, Tools
-
-SUBJECTS = [f"sub-{number:02d}" for number in range(11)]
-
-
-class TestBatches:
-    def test_workers_share_each_batch_of_one_worker(self) -> None:
-        alone = list(epoch_batches(SUBJECTS, 4, seed=1, epoch=3, rank=0, world=1))
-        first, second = (list(epoch_batches(SUBJECTS, 4, seed=1, epoch=3, rank=rank, world=2)) for rank in (0, 1))
-        assert [set(a) | set(b) for a, b in zip(first, second, strict=True)] == [set(batch) for batch in alone]
-        assert all(not set(a) & set(b) for a, b in zip(first, second, strict=True))
-
-    def test_an_epoch_shows_nobody_twice_and_drops_less_than_a_batch(self) -> None:
-        seen = [subject for batch in epoch_batches(SUBJECTS, 4, 0, 0, 0, 1) for subject in batch]
-        assert len(seen) == len(set(seen)) == 8
-
-    def test_order_depends_on_seed_and_epoch_alone(self) -> None:
-        def order(seed: int, epoch: int) -> list[list[str]]:
-            return list(epoch_batches(SUBJECTS, 4, seed, epoch, 0, 1))
-
-        assert order(1, 2) == order(1, 2)
-        assert order(1, 2) != order(1, 3)
-        assert order(1, 2) != order(2, 2)
-
-    def test_a_cohort_smaller_than_a_batch_is_one_batch(self) -> None:
-        assert [len(batch) for batch in epoch_batches(SUBJECTS[:3], 10, 0, 0, 0, 1)] == [3]
 
 
 class TestATrainedNetwork:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,11 @@ class Checkpoints:
         """The newest state that is whole; None when there is none. Damaged ones are passed over, with a warning.
 
         Nothing is unpickled that is not a tensor or a plain value.
+
+        Raises
+        ------
+        StudyError
+            When there is code in it.
         """
         for name in reversed(self._names()):
             try:
@@ -100,8 +106,7 @@ class Checkpoints:
             except MissingFileError:  # another driver has just removed it
                 continue
             if hashlib.sha256(data).hexdigest()[:16] == _parse(name)[2]:
-                state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-                return state
+                return _load(data, device, self.storage.uri(name))
             log.warning("%s: damaged; going on from an older checkpoint", self.storage.uri(name))
         return None
 
@@ -118,6 +123,17 @@ class Checkpoints:
     def _names(self) -> list[str]:
         """The checkpoints, the newest last."""
         return sorted((name for name in self.storage.names(self.folder) if NAME.search(name)), key=_parse)
+
+
+def _load(data: bytes, device: torch.device | str, uri: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise StudyError(
+            f"{uri}: got pickled code, expected the tensors and numbers of a checkpoint; nothing of it was run",
+            hint="it is not ours: find out who wrote it, and delete it",
+        ) from error
+    return state
 
 
 def _parse(name: str) -> tuple[int, int, str]:

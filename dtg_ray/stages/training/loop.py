@@ -268,6 +268,7 @@ class Training:
             "learning_rate": rate,
             "seconds": progress.spent,
             "waiting": progress.waited / max(progress.spent, 1e-9),
+            "ended": time.time(),
         }
         for name, (figure, sign) in BEST.items():
             score = sign * figures.get(figure, -math.inf * sign)

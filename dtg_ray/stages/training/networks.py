@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from dtg_ray.stages.models import network_config
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.training.checkpoints import Checkpoints
 from dtg_ray.stages.training.loop import BEST, Assignment, is_over, starting_network, train
-from dtg_ray.stages.training.progress import EventFile, Herald, listening
+from dtg_ray.stages.training.progress import Herald, listening
 from dtg_ray.stages.training.world import World
 from dtg_ray.study import Study
 
@@ -68,11 +67,12 @@ def fit_network(study: Study, name: str, identity: Mapping[str, Any], options: O
     checkpoints = Checkpoints(study.storage, folder)
     checkpoints.claim(identity, overwrite=options.overwrite)
     config = TrainConfig.model_validate(assignment.train)
-    with _heralded(study, name, config, options) as herald:
-        if options.inline:
-            _train_here(assignment, config, herald)
-        else:
-            _train_on_ray(assignment, config, checkpoints, herald)
+    events = (study.storage, f"{folder}/tensorboard/events.out.tfevents.dtg_ray")
+    herald = Herald(folder, config.epochs, events, options)
+    if options.inline:
+        _train_here(assignment, config, herald)
+    else:
+        _train_on_ray(assignment, config, checkpoints, herald)
     return collect(study, name, assignment)
 
 
@@ -150,15 +150,6 @@ def collect(study: Study, name: str, assignment: Assignment) -> Fitted:
     epoch = state["best"][selected]["epoch"] if selected in state["best"] else len(state["history"]) - 1
     history = [{**line, "selected": float(line["epoch"] == epoch)} for line in state["history"]]
     return Fitted(models, selected, history)
-
-
-@contextmanager
-def _heralded(study: Study, name: str, config: TrainConfig, options: Options) -> Iterator[Herald]:
-    events = EventFile(study.storage, f"train/{name}/tensorboard")
-    try:
-        yield Herald(f"train/{name}", config.epochs, events, options)
-    finally:
-        events.close()
 
 
 def _train_here(assignment: Assignment, config: TrainConfig, herald: Herald) -> None:

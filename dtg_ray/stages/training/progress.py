@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from dtg_ray.errors import DTGError
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.files import Storage
 
@@ -21,6 +21,7 @@ SHOWN = {
     "validation_diagonality": "diagonality",
     "validation_identification": "identification",
 }
+AXES = ("epoch", "ended")
 RECENT = 5
 """Epochs whose mean duration tells when training will end."""
 WAITING_WORTH_SAYING = 0.1
@@ -35,11 +36,12 @@ class Herald:
         Of the stage.
     epochs : int
         At most.
-    events : EventFile, optional
+    events : tuple of Storage and str, optional
+        Where TensorBoard's file is kept.
     options : Options
     """
 
-    def __init__(self, title: str, epochs: int, events: EventFile | None, options: Options) -> None:
+    def __init__(self, title: str, epochs: int, events: tuple[Storage, str] | None, options: Options) -> None:
         self.title, self.epochs, self.events, self.quiet = title, epochs, events, options.quiet
         self.error: tuple[str, str] | None = None
         """Message and hint of a worker that could not go on."""
@@ -58,8 +60,18 @@ class Herald:
             self._before = now
             if not self.quiet:
                 self.say(epoch_line(message["history"][-1], self.epochs, self._durations))
-            if self.events is not None:
-                self.events.update(message["history"])
+            self._log(message["history"])
+
+    def _log(self, history: Sequence[Mapping[str, float]]) -> None:
+        """TensorBoard is a convenience: without its file training goes on."""
+        if self.events is None:
+            return
+        try:
+            storage, name = self.events
+            storage.write(name, event_file(history))
+        except (DTGError, OSError) as error:
+            self.say(f"TensorBoard's file could not be written ({error}); training goes on without it")
+            self.events = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -85,49 +97,34 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
-class EventFile:
-    """TensorBoard's view of a history: one file in the study, written again as a whole after every epoch.
+def event_file(history: Sequence[Mapping[str, float]]) -> bytes:
+    """TensorBoard's view of a history, whole: a training that was resumed shows no epoch twice."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
 
-    It is made from the history, so a training that was resumed shows no epoch twice.
+    events = [Event(wall_time=history[0]["ended"], file_version="brain.Event:2")]
+    for line in history:
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in line.items() if key not in AXES]
+        events.append(Event(wall_time=line["ended"], step=int(line["epoch"]), summary=Summary(value=values)))
+    return b"".join(_record(event.SerializeToString()) for event in events)
 
-    Parameters
-    ----------
-    storage : Storage
-    folder : str
-        Relative to its root.
-    """
 
-    def __init__(self, storage: Storage, folder: str) -> None:
-        from tensorboardX import SummaryWriter
+def _record(data: bytes) -> bytes:
+    """One record of an event file: length, checksum, data, checksum."""
+    from tensorboardX.record_writer import masked_crc32c
 
-        self.storage, self.folder = storage, folder
-        self._local = tempfile.TemporaryDirectory(prefix="dtg_ray_events_")
-        self._writer = SummaryWriter(self._local.name, filename_suffix=".dtg_ray", write_to_disk=True)
-        self._written = 0
-
-    def update(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Add the epochs that are new."""
-        for line in history[self._written :]:
-            for key, value in line.items():
-                if key != "epoch":
-                    self._writer.add_scalar(key, value, int(line["epoch"]), walltime=line.get("time"))
-        self._written = len(history)
-        self._writer.flush()
-        (file,) = Path(self._local.name).glob("events.*")
-        self.storage.write(f"{self.folder}/events.out.tfevents.dtg_ray", file.read_bytes())
-
-    def close(self) -> None:
-        """Remove the local copy."""
-        self._writer.close()
-        self._local.cleanup()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 @contextmanager
 def listening(herald: Herald) -> Iterator[Any]:
     """A mailbox for workers anywhere in the cluster, and a thread here that reads it out to a herald."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()  # other nodes may be lost
     stop = threading.Event()
 
     def read() -> None:
