@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 
@@ -13,6 +14,9 @@ from dtg_ray.imaging.streams import archive_of
 from dtg_ray.store.files import Storage, is_remote
 
 WITHOUT_IMAGES = "in the tables, but without any image"
+Needed = Literal["rest", "contrasts"]
+"""What somebody has to have to be found: for a study a rest run, for a second visit a task map."""
+NEEDED: dict[Needed, str] = {"rest": "rest run", "contrasts": "task map"}
 
 
 @dataclass
@@ -26,11 +30,18 @@ class Participant:
         The rest runs, in order.
     contrasts : dict of str to Scan
         The map of each contrast that was acquired.
+    retest : dict of str to Scan
+        The map of each contrast that was acquired again, on a second visit.
     """
 
     subject: str
     rest: list[Scan] = field(default_factory=list)
     contrasts: dict[str, Scan] = field(default_factory=dict)
+    retest: dict[str, Scan] = field(default_factory=dict)
+
+    def has(self, needed: Needed) -> bool:
+        """Whether there is a rest run, or a map of any contrast."""
+        return bool(self.rest if needed == "rest" else self.contrasts)
 
 
 @dataclass
@@ -47,12 +58,15 @@ class Found:
         A column `subject` and anything known about the people.
     sizes : dict of str to int
         Bytes of the files whose size came with the listing, by URI.
+    only_retest : int
+        How many were found on the second visit alone.
     """
 
     participants: list[Participant]
     left_out: dict[str, str]
     phenotypes: pd.DataFrame
     sizes: dict[str, int] = field(default_factory=dict)
+    only_retest: int = 0
 
 
 def gather(
