@@ -38,6 +38,10 @@ WITH_MODEL = ("train", "synthesize", "evaluate")
 LAYOUT_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "rest-task": (("bids",), {"help": "value of task- of the rest runs (default: rest)"}),
     "select": (("bids",), {"action": "append", "metavar": "ENTITY=VALUE", "help": "which version of files to take"}),
+    "retest-select": (
+        ("bids",),
+        {"action": "append", "metavar": "ENTITY=VALUE", "help": "the same for --retest, beside and over --select"},
+    ),
     "instance": (("ukb",), {"type": int, "help": "imaging visit: 2 the first (default), 3 the repeat"}),
     "smoothing": (("hcp",), {"type": int, "help": "of the z-maps, mm, where there are several"}),
     "analysis": (
@@ -204,6 +208,12 @@ def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
     verb.add_argument(
         "--rois", required=True, nargs="+", help="soft maps: a 4-D image, 3-D ones, a folder; or a 3-D label atlas"
     )
+    verb.add_argument(
+        "--retest",
+        metavar="ROOT",
+        nargs="+",
+        help="the same of a second visit, whose maps are compared with the first's (--ukb: of the next instance)",
+    )
     verb.add_argument("--config", help="YAML with any settings of study.yaml")
     verb.add_argument("--resolution", type=float, help="of the MNI152 grid, mm (default: 2)")
     verb.add_argument("--mask", help="use the grid of this mask image instead of MNI152")
@@ -280,7 +290,24 @@ def _find(options: argparse.Namespace) -> Found:
     settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
     if "select" in settings:
         settings["select"] = _pairs("--select", settings["select"], "space=MNI152NLin6Asym")
-    return init.find(layout, getattr(options, layout), options.subjects, settings)
+    again = settings.pop("retest-select", None)
+    found = init.find(layout, getattr(options, layout), options.subjects, settings)
+    if options.retest is None:
+        if again:
+            raise UsageError("got --retest-select without --retest, expected both")
+        return found
+    if again:
+        settings["select"] = settings.get("select", {}) | _pairs("--retest-select", again, "ses=2")
+    return init.find_retest(found, layout, _retest_root(layout, options.retest), settings)
+
+
+def _retest_root(layout: str, roots: list[str]) -> str | list[str]:
+    """What the layout's `find` takes: several folders for BIDS, otherwise one root."""
+    if layout == "bids":
+        return roots
+    if len(roots) > 1:
+        raise UsageError(f"got --retest with {len(roots)} roots, expected one with --{layout}")
+    return roots[0]
 
 
 def _pairs(option: str, texts: list[str], example: str) -> dict[str, str]:

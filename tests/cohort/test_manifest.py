@@ -157,7 +157,13 @@ class TestSplits:
 
     def test_are_those_of_today_in_a_year(self):
         """Studies are compared by their manifest: the same seed must not give other splits after an update."""
-        splits = assign_splits([str(n) for n in range(12)], ["M", "F"] * 6, np.ones(12, dtype=bool), CohortConfig())
+        splits = assign_splits(
+            [str(n) for n in range(12)],
+            ["M", "F"] * 6,
+            np.ones(12, dtype=bool),
+            np.zeros(12, dtype=bool),
+            CohortConfig(),
+        )
         expected = "test train train train train test validation train train train train validation"
         assert " ".join(splits) == expected
 

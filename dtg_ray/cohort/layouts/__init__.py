@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pandas as pd
 
+from dtg_ray.errors import ConfigError
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.streams import archive_of
 from dtg_ray.store.files import Storage, is_remote
@@ -82,6 +83,39 @@ def gather(
     scans = (scan for person in people for scan in (*person.rest, *person.contrasts.values()))
     sizes = {uri: listed[uri] for scan in scans if (uri := archive_of(scan.image)) in listed}
     return Found(people, dict(sorted(reasons.items())), phenotypes, sizes)
+
+
+def with_retest(found: Found, again: Found) -> Found:
+    """The same people, with the task maps of their second visit.
+
+    Parameters
+    ----------
+    found : Found
+        On the first visit.
+    again : Found
+        On the second. Of those who were not found on the first no more than their number is kept.
+
+    Raises
+    ------
+    ConfigError
+        When nobody was found twice, or an image is a map of both visits.
+    """
+    maps = {person.subject: person.contrasts for person in again.participants}
+    twice = [person.subject for person in found.participants if person.subject in maps]
+    if not twice:
+        names = ", ".join(list(maps)[:3])
+        raise ConfigError(
+            f"got a second visit of {len(maps)} people ({names}), nobody of whom is in the study, expected some",
+            hint="people have to have the same names on both visits",
+        )
+    first = {scan.image: person.subject for person in found.participants for scan in person.contrasts.values()}
+    if same := [scan.image for name in twice for scan in maps[name].values() if scan.image in first]:
+        raise ConfigError(
+            f"got {same[0]} as a map of both visits of {first[same[0]]}, expected it of one",
+            hint="give --retest the folder of the second visit, or --retest-select what tells its files, as ses=2",
+        )
+    people = [replace(person, retest=maps.get(person.subject, {})) for person in found.participants]
+    return replace(found, participants=people, only_retest=len(maps) - len(twice))
 
 
 def listing(storage: Storage, folder: re.Pattern[str]) -> dict[str, int]:
