@@ -192,6 +192,7 @@ def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public n
         ("seed", int, 0, "same seed, same bytes"),
         ("missing", float, 0.1, "fraction of subjects that lack some contrasts"),
         ("tr", float, 2.0, "repetition time, s"),
+        ("retest", float, 0.0, "fraction of subjects who do the tasks again, on a second visit in OUT/retest"),
     ):
         verb.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
     verb.set_defaults(verb=_simulate)
@@ -236,7 +237,7 @@ def _options(options: argparse.Namespace) -> Options:
 def _simulate(options: argparse.Namespace) -> int:
     from dtg_ray.stages import simulate
 
-    names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr")
+    names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr", "retest")
     summary = simulate.run(options.out, **{name: getattr(options, name) for name in names})
     state = "was complete already" if summary["complete_before"] else f"{summary['written']} files written"
     print(f"{options.out}: {summary['subjects']} subjects, {state}")
@@ -287,14 +288,14 @@ def _find(options: argparse.Namespace) -> Found:
     if foreign := [name for name in chosen if layout not in LAYOUT_OPTIONS[name][0]]:
         others = ", ".join(f"--{name}" for name in LAYOUT_OPTIONS[foreign[0]][0])
         raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {others}")
+    if "retest-select" in chosen and options.retest is None:
+        raise UsageError("got --retest-select without --retest, expected both")
     settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
     if "select" in settings:
         settings["select"] = _pairs("--select", settings["select"], "space=MNI152NLin6Asym")
     again = settings.pop("retest-select", None)
     found = init.find(layout, getattr(options, layout), options.subjects, settings)
     if options.retest is None:
-        if again:
-            raise UsageError("got --retest-select without --retest, expected both")
         return found
     if again:
         settings["select"] = settings.get("select", {}) | _pairs("--retest-select", again, "ses=2")

@@ -83,7 +83,8 @@ def assign_splits(
 ) -> np.ndarray:
     """Give every group to the split that lacks most, stratum by stratum, in an order drawn from the seed.
 
-    Groups with somebody to hold out come first and go to the test split, whatever its share.
+    Groups with somebody to hold out come first and go to the test split. Where they are more than its share, the
+    others make up the training and validation splits in the proportion of their shares.
 
     Parameters
     ----------
@@ -109,6 +110,9 @@ def assign_splits(
     order = order[np.argsort(-sizes.to_numpy()[order].sum(axis=1), kind="stable")]  # large groups first
     tested = sizes.index.isin(frame.loc[held_out, "group"])  # (groups,)
     order = order[np.argsort(~tested[order], kind="stable")]
+    held = sizes.to_numpy()[tested].sum() / max(sizes.to_numpy().sum(), 1)
+    if held > config.test:
+        shares = np.append(shares[:2] * (1 - held) / (1 - config.test), held)
     assigned = np.zeros((len(SPLITS), sizes.shape[1]))
     choice = {}
     for row in order:
