@@ -15,7 +15,7 @@ import zarr
 
 from dtg_ray.cohort import manifest
 from dtg_ray.cohort.layouts import Found, ukb, with_retest
-from dtg_ray.config import StudyConfig, merge, parse, read_yaml, to_yaml
+from dtg_ray.config import DEFAULT_MODELS, BaselineConfig, StudyConfig, merge, parse, read_yaml, to_yaml
 from dtg_ray.errors import ConfigError, SubjectError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import load_rois, natural_order
@@ -140,7 +140,7 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     study = Study(uri)
     config = complete(found, expand(rois), settings)
     chosen = _with_contrasts(found, config.contrasts)
-    _check_retest(found, chosen)
+    _check_retest(found, chosen, config)
     cohort = manifest.build(chosen, config.cohort)
     phenotypes = _phenotypes(found, cohort)
     if study.storage.exists(CONFIG):
@@ -164,7 +164,10 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
         When a setting is wrong or there is no contrast at all.
     """
     counts = Counter(name for person in found.participants for name in person.contrasts)
-    document = merge({"rois": rois, "contrasts": sorted(counts)}, settings)
+    base: dict[str, Any] = {"rois": rois, "contrasts": sorted(counts)}
+    if "models" not in settings and any(person.retest for person in found.participants):
+        base["models"] = {**DEFAULT_MODELS, "retest": BaselineConfig(kind="retest")}
+    document = merge(base, settings)
     if not document["contrasts"]:
         raise ConfigError(
             "got no task map of anybody, expected at least one contrast to train on",
@@ -189,9 +192,15 @@ def _with_contrasts(found: Found, contrasts: tuple[str, ...]) -> Found:
     return replace(found, participants=people)
 
 
-def _check_retest(found: Found, chosen: Found) -> None:
-    """Refuse a second visit of which the study takes nothing."""
+def _check_retest(found: Found, chosen: Found, config: StudyConfig) -> None:
+    """Refuse a second visit of which the study takes nothing, and a model of second visits that nobody has."""
     there = {name for person in found.participants for name in person.retest}
+    models = [name for name, model in config.models.items() if model.kind == "retest"]
+    if models and not there:
+        raise ConfigError(
+            f"models.{models[0]}: got no second visit of anybody, expected one",
+            hint="`dtg init --retest ROOT` names it",
+        )
     if there and not any(person.retest for person in chosen.participants):
         names = ", ".join(sorted(there))
         raise ConfigError(f"got a second visit with maps of {names} alone, expected some of the study's contrasts")
