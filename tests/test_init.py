@@ -211,6 +211,18 @@ class TestRetest:
         assert study.cohort["split"][["sub-02", "sub-04", "sub-06"]].tolist() == ["test", "test", "synthesis"]
         assert set(study.cohort["contrasts"]["sub-06"]) == set()
 
+    def test_is_a_model_unless_the_models_are_named(self, tmp_path):
+        study = self.init(tmp_path, self.visit(tmp_path)).study
+        assert list(study.config.models) == ["group_mean", "linear", "unet", "retest"]
+        assert study.config.models["retest"].kind == "retest"
+        found = init.find_retest(bids.find(f"{tmp_path}/data"), "bids", f"{tmp_path}/again", {})
+        named = init.complete(found, ["rois.nii"], {"models": {"mean": {"kind": "group_mean"}}})
+        assert list(named.models) == ["mean"]
+
+    def test_is_needed_for_a_model_of_it(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"models\.again: got no second visit of anybody"):
+            make_study(tmp_path, models={"again": {"kind": "retest"}})
+
     def test_has_only_contrasts_of_the_study(self, tmp_path):
         again = self.visit(tmp_path, contrasts=("LH", "T"))
         study = self.init(tmp_path, again).study

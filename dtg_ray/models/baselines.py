@@ -113,7 +113,7 @@ class Retest:
             Always.
         """
         raise ModelError(
-            f"got connectomes of shape {connectome.shape}, expected none: a second visit's maps are read, not predicted",
+            f"got connectomes {connectome.shape}, expected none: the maps of a second visit are read, not predicted",
             hint="`dtg synthesize` reads them into synthetic/",
         )
 

@@ -133,7 +133,7 @@ class TestRetest:
         assert dump(loaded) == files
 
     def test_predicts_nothing(self, grid, connectomes):
-        with pytest.raises(ModelError, match="a second visit's maps are read, not predicted"):
+        with pytest.raises(ModelError, match="the maps of a second visit are read, not predicted"):
             Retest(CONTRASTS, grid, n_rois=3).predict(connectomes)
 
 
