@@ -33,6 +33,7 @@ from dtg_ray.cohort import simulate as simulated
 from dtg_ray.imaging.connectome import connectome, roi_timeseries
 from dtg_ray.imaging.rest import Recipe, read_run
 from dtg_ray.imaging.scan import Scan
+from dtg_ray.stages import evaluate
 from dtg_ray.study import COHORT, cohort_bytes
 from native_files import NATIVE, displacement, native_image
 from stage_tools import Tools
@@ -415,6 +416,23 @@ class TestRetest:
         complete = sum(len(maps) == 3 for maps in study.cohort["retest"])
         assert set(scores["subjects"]) == {complete}
         assert study.storage.exists("report/maps.png")
+
+    def test_of_one_person_is_too_few_to_compare_and_leaves_the_picture_to_the_others(self, twice, tmp_path) -> None:
+        shutil.copytree(twice[1], tmp_path / "study")
+        study = Study(str(tmp_path / "study"))
+        alone = next(subject for subject, maps in study.cohort["retest"].items() if maps)
+        study.cohort["retest"] = [maps if name == alone else {} for name, maps in study.cohort["retest"].items()]
+        study.storage.write(COHORT, cohort_bytes(study.cohort))
+        dtg("run", study.uri, "--inline", "--quiet")
+        assert "two of them" in rows(study.uri, "evaluate/again").loc["again", "message"]
+        assert evaluate.read_summary(Study(study.uri))["model"].tolist() == ["group_mean"]
+        with_it = study.storage.read("report/maps.png")
+        path = tmp_path / "study/study.yaml"
+        document = yaml.safe_load(path.read_text())
+        del document["models"]["again"]
+        path.write_text(yaml.safe_dump({**document, "prediction": {"features": ["measured"]}}, sort_keys=False))
+        dtg("report", study.uri, "--inline", "--quiet")
+        assert study.storage.read("report/maps.png") == with_it
 
     def test_a_damaged_map_fails_its_subject_by_name(self, twice, tmp_path) -> None:
         shutil.copytree(twice[1], tmp_path / "study")
