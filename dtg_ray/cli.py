@@ -38,6 +38,10 @@ WITH_MODEL = ("train", "synthesize", "evaluate")
 LAYOUT_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "rest-task": (("bids",), {"help": "value of task- of the rest runs (default: rest)"}),
     "select": (("bids",), {"action": "append", "metavar": "ENTITY=VALUE", "help": "which version of files to take"}),
+    "retest-select": (
+        ("bids",),
+        {"action": "append", "metavar": "ENTITY=VALUE", "help": "the same for --retest, beside and over --select"},
+    ),
     "instance": (("ukb",), {"type": int, "help": "imaging visit: 2 the first (default), 3 the repeat"}),
     "smoothing": (("hcp",), {"type": int, "help": "of the z-maps, mm, where there are several"}),
     "analysis": (
@@ -188,6 +192,7 @@ def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public n
         ("seed", int, 0, "same seed, same bytes"),
         ("missing", float, 0.1, "fraction of subjects that lack some contrasts"),
         ("tr", float, 2.0, "repetition time, s"),
+        ("retest", float, 0.0, "fraction of subjects who do the tasks again, on a second visit in OUT/retest"),
     ):
         verb.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
     verb.set_defaults(verb=_simulate)
@@ -203,6 +208,12 @@ def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
     source.add_argument("--table", metavar="FILE", help="CSV, TSV or Parquet: columns subject, rest, contrast:NAME ...")
     verb.add_argument(
         "--rois", required=True, nargs="+", help="soft maps: a 4-D image, 3-D ones, a folder; or a 3-D label atlas"
+    )
+    verb.add_argument(
+        "--retest",
+        metavar="ROOT",
+        nargs="+",
+        help="the same of a second visit, whose maps are compared with the first's (--ukb: of the next instance)",
     )
     verb.add_argument("--config", help="YAML with any settings of study.yaml")
     verb.add_argument("--resolution", type=float, help="of the MNI152 grid, mm (default: 2)")
@@ -226,7 +237,7 @@ def _options(options: argparse.Namespace) -> Options:
 def _simulate(options: argparse.Namespace) -> int:
     from dtg_ray.stages import simulate
 
-    names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr")
+    names = ("subjects", "resolution", "volumes", "rois", "contrasts", "seed", "missing", "tr", "retest")
     summary = simulate.run(options.out, **{name: getattr(options, name) for name in names})
     state = "was complete already" if summary["complete_before"] else f"{summary['written']} files written"
     print(f"{options.out}: {summary['subjects']} subjects, {state}")
@@ -277,10 +288,27 @@ def _find(options: argparse.Namespace) -> Found:
     if foreign := [name for name in chosen if layout not in LAYOUT_OPTIONS[name][0]]:
         others = ", ".join(f"--{name}" for name in LAYOUT_OPTIONS[foreign[0]][0])
         raise UsageError(f"got --{foreign[0]} with --{layout}, expected it with {others}")
+    if "retest-select" in chosen and options.retest is None:
+        raise UsageError("got --retest-select without --retest, expected both")
     settings: dict[str, Any] = {PARAMETERS.get(name, name): value for name, value in chosen.items()}
     if "select" in settings:
         settings["select"] = _pairs("--select", settings["select"], "space=MNI152NLin6Asym")
-    return init.find(layout, getattr(options, layout), options.subjects, settings)
+    again = settings.pop("retest-select", None)
+    found = init.find(layout, getattr(options, layout), options.subjects, settings)
+    if options.retest is None:
+        return found
+    if again:
+        settings["select"] = settings.get("select", {}) | _pairs("--retest-select", again, "ses=2")
+    return init.find_retest(found, layout, _retest_root(layout, options.retest), settings)
+
+
+def _retest_root(layout: str, roots: list[str]) -> str | list[str]:
+    """What the layout's `find` takes: several folders for BIDS, otherwise one root."""
+    if layout == "bids":
+        return roots
+    if len(roots) > 1:
+        raise UsageError(f"got --retest with {len(roots)} roots, expected one with --{layout}")
+    return roots[0]
 
 
 def _pairs(option: str, texts: list[str], example: str) -> dict[str, str]:

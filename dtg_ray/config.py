@@ -178,9 +178,9 @@ class ImportedConfig(_Frozen):
 
 
 class BaselineConfig(_Frozen):
-    """The mean of the training maps, or the linear model of Tavor et al. (2016)."""
+    """The mean of the training maps, the linear model of Tavor et al. (2016), or the maps of a second visit."""
 
-    kind: Literal["group_mean", "linear"]
+    kind: Literal["group_mean", "linear", "retest"]
 
 
 ModelConfig = Annotated[NetworkConfig | FinetunedConfig | ImportedConfig | BaselineConfig, Field(discriminator="kind")]
@@ -281,15 +281,18 @@ class StudyConfig(_Frozen):
 
     @property
     def default_model(self) -> str:
-        """The first network, or the first model where there is no network."""
-        networks = [name for name, model in self.models.items() if not isinstance(model, BaselineConfig)]
-        return (networks or list(self.models))[0]
+        """The first network, or the first model where there is no network; second visits last."""
+        kinds = {
+            name: (isinstance(model, BaselineConfig), model.kind == "retest") for name, model in self.models.items()
+        }
+        return min(kinds, key=kinds.__getitem__)
 
     def feature_sets(self) -> tuple[str, ...]:
         """The feature sets phenotypes are predicted from, defaults filled in."""
         if self.prediction.features:
             return self.prediction.features
-        return (f"synthetic:{self.default_model}", "measured", "connectome")
+        predicting = self.models[self.default_model].kind != "retest"
+        return (*([f"synthetic:{self.default_model}"] if predicting else []), "measured", "connectome")
 
 
 def parse(document: Mapping[str, Any]) -> StudyConfig:

@@ -145,14 +145,19 @@ def _connectomes(study: Study, _: str = "") -> dict[str, str | None]:
 
 
 def _contrasts(study: Study, _: str = "") -> dict[str, str | None]:
+    return _maps(study, "contrasts")
+
+
+def _maps(study: Study, column: str) -> dict[str, str | None]:
+    """Blocks of measured maps, of a column of the cohort."""
     shared = fingerprint(
         FORMAT,
-        "contrasts",
+        column,
         list(study.config.contrasts),
         study.space_fingerprint,
         study.config.synthesis.slab,
     )
-    return _by_block(study, shared, "contrasts")
+    return _by_block(study, shared, column)
 
 
 def _by_block(study: Study, shared: str, files: str) -> dict[str, str | None]:
@@ -177,6 +182,8 @@ def _train(study: Study, model: str) -> dict[str, str | None]:
     config = study.config.models[model]
     if isinstance(config, ImportedConfig):
         return {MODEL: fingerprint(FORMAT, "imported", config.sha256)}
+    if config.kind == "retest":
+        return {MODEL: fingerprint(FORMAT, "retest", list(study.config.contrasts), study.space_fingerprint)}
     start = model_hash(study, config.start) if isinstance(config, FinetunedConfig) else ""
     if start is None:
         return {MODEL: None}
@@ -193,8 +200,11 @@ def _train(study: Study, model: str) -> dict[str, str | None]:
 
 
 def _synthesize(study: Study, model: str) -> dict[str, str | None]:
-    """A block's maps depend on the model and on whose connectomes there are."""
+    """A block's maps depend on the model and on whose connectomes there are; of second visits on the files alone."""
     weights = model_hash(study, model)
+    if study.config.models[model].kind == "retest":
+        owed_maps = _maps(study, "retest")
+        return owed_maps if weights else dict.fromkeys(owed_maps)
     connectomes = account(study, "connectomes")
     done = connectomes.rows[connectomes.rows["status"] == "done"].groupby("unit")["subject"].agg(sorted).to_dict()
     slab = study.config.synthesis.slab

@@ -38,9 +38,12 @@ COHORT_SCHEMA = pa.schema(
         ("group", pa.string()),
         ("rest", pa.list_(SCAN)),
         ("contrasts", pa.map_(pa.string(), SCAN)),
+        ("retest", pa.map_(pa.string(), SCAN)),
         ("rest_bytes", pa.int64()),
     ]
 )
+MAPS = ("contrasts", "retest")
+"""Columns of task maps: of the first visit and of the second."""
 
 
 class Study:
@@ -76,7 +79,7 @@ class Study:
 
     @functools.cached_property
     def cohort(self) -> pd.DataFrame:
-        """The manifest, a row per subject in array order: block, split, group, rest, contrasts, rest_bytes."""
+        """The manifest, a row per subject in array order: block, split, group, rest, contrasts, retest, rest_bytes."""
         return _read_cohort(self._read(COHORT))
 
     @functools.cached_property
@@ -218,9 +221,10 @@ class Study:
 
 def cohort_bytes(cohort: pd.DataFrame) -> bytes:
     """The manifest as a Parquet file, the same bytes for the same table."""
-    rest = [[run.entry() for run in runs] for runs in cohort["rest"]]
-    maps = [[(name, scan.entry()) for name, scan in entry.items()] for entry in cohort["contrasts"]]
-    plain = cohort.assign(rest=pd.Series(rest, index=cohort.index), contrasts=pd.Series(maps, index=cohort.index))
+    plain = cohort.assign(rest=pd.Series([[run.entry() for run in runs] for runs in cohort["rest"]], cohort.index))
+    for column in MAPS:
+        maps = [[(name, scan.entry()) for name, scan in entry.items()] for entry in cohort[column]]
+        plain[column] = pd.Series(maps, cohort.index)
     table = pa.Table.from_pandas(plain, schema=COHORT_SCHEMA, preserve_index=False)
     table = table.replace_schema_metadata(None)  # it names the versions of pandas and pyarrow
     buffer = io.BytesIO()
@@ -231,11 +235,12 @@ def cohort_bytes(cohort: pd.DataFrame) -> bytes:
 def _read_cohort(data: bytes) -> pd.DataFrame:
     """The manifest from its file, with scans as they were."""
     stored = pq.read_table(io.BytesIO(data))
-    if stored.schema.field("rest").type != COHORT_SCHEMA.field("rest").type:
+    if not stored.schema.equals(COHORT_SCHEMA):
         raise StudyError(f"{COHORT} is of an older version of dtg_ray", hint="make the study again with `dtg init`")
     table = stored.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)
     table["rest"] = [[Scan.of(entry) for entry in runs] for runs in table["rest"]]
-    table["contrasts"] = [{name: Scan.of(entry) for name, entry in maps.items()} for maps in table["contrasts"]]
+    for column in MAPS:
+        table[column] = [{name: Scan.of(entry) for name, entry in maps.items()} for maps in table[column]]
     return table
 
 

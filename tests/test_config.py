@@ -134,6 +134,13 @@ class TestFeatureSets:
         config = parse({**MINIMAL, "prediction": {"features": ["measured", "synthetic:linear"]}})
         assert config.feature_sets() == ("measured", "synthetic:linear")
 
+    def test_a_second_visit_is_none_unless_asked_for(self):
+        retest, mean = {"again": {"kind": "retest"}}, {"mean": {"kind": "group_mean"}}
+        assert parse({**MINIMAL, "models": {**retest, **mean}}).feature_sets()[0] == "synthetic:mean"
+        assert parse({**MINIMAL, "models": retest}).feature_sets() == ("measured", "connectome")
+        features = {"features": ["synthetic:again"]}
+        assert parse({**MINIMAL, "models": retest, "prediction": features}).feature_sets() == ("synthetic:again",)
+
     def test_without_a_network_the_first_model_is_taken(self):
         config = parse({**MINIMAL, "models": {"mean": {"kind": "group_mean"}, "lin": {"kind": "linear"}}})
         assert config.feature_sets() == ("synthetic:mean", "measured", "connectome")

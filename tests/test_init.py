@@ -4,6 +4,7 @@ import gzip
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -26,7 +27,7 @@ from dtg_ray.config import merge
 from dtg_ray.errors import ConfigError, StudyError, UsageError
 from dtg_ray.stages import init
 from dtg_ray.store.files import Storage
-from dtg_ray.study import CONFIG, PHENOTYPES, Study
+from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, Study
 
 
 def contents(root):
@@ -184,6 +185,95 @@ class TestInterrupted:
         assert contents(tmp_path) != expected
         assert again(tmp_path).created
         assert contents(tmp_path) == expected
+
+
+class TestRetest:
+    """A second visit of some of the six people, the last of whom did no task on the first."""
+
+    def visit(self, root, people=("02", "04"), contrasts=("LH", "RH")):
+        """Write task maps of a second visit; returns its root."""
+        for name in people:
+            for number, contrast in enumerate(contrasts):
+                write_map(f"{root}/again", name, contrast, data=task_map(500 + 10 * int(name) + number))
+        return f"{root}/again"
+
+    def init(self, root, again, **settings):
+        write_cohort(f"{root}/data")
+        found = init.find_retest(bids.find(f"{root}/data"), "bids", again, {})
+        return init.init(f"{root}/study", found, [f"{root}/data/rois.nii.gz"], merge(SETTINGS, settings))
+
+    def test_is_in_the_manifest_and_its_people_are_held_out(self, root):
+        study = self.init(root, self.visit(root, ("02", "04", "06"))).study
+        have = study.cohort["retest"].map(len)
+        assert have[have > 0].to_dict() == {"sub-02": 2, "sub-04": 2, "sub-06": 2}
+        scan = study.cohort["retest"]["sub-04"]["MOTOR_RH"]
+        assert scan.image == f"{root}/again/sub-04/func/sub-04_task-MOTOR_contrast-RH_stat-z_statmap.nii.gz"
+        assert study.cohort["split"][["sub-02", "sub-04", "sub-06"]].tolist() == ["test", "test", "synthesis"]
+        assert set(study.cohort["contrasts"]["sub-06"]) == set()
+
+    def test_is_a_model_unless_the_models_are_named(self, tmp_path):
+        study = self.init(tmp_path, self.visit(tmp_path)).study
+        assert list(study.config.models) == ["group_mean", "linear", "unet", "retest"]
+        assert study.config.models["retest"].kind == "retest"
+        found = init.find_retest(bids.find(f"{tmp_path}/data"), "bids", f"{tmp_path}/again", {})
+        named = init.complete(found, ["rois.nii"], {"models": {"mean": {"kind": "group_mean"}}})
+        assert list(named.models) == ["mean"]
+
+    def test_is_needed_for_a_model_of_it(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"models\.again: got no second visit of anybody"):
+            make_study(tmp_path, models={"again": {"kind": "retest"}})
+
+    def test_has_only_contrasts_of_the_study(self, tmp_path):
+        again = self.visit(tmp_path, contrasts=("LH", "T"))
+        study = self.init(tmp_path, again).study
+        assert study.config.contrasts == ("MOTOR_LH", "MOTOR_RH")
+        assert list(study.cohort["retest"]["sub-02"]) == ["MOTOR_LH"]
+
+    def test_is_told_with_those_who_take_no_part(self, tmp_path):
+        summary = self.init(tmp_path, self.visit(tmp_path, ("02", "04", "11", "12")))
+        assert "  second visit: 4 maps of 2 subjects; 2 others there take no part" in init.describe(summary)
+
+    def test_is_compared_when_the_study_is_there_already(self, tmp_path):
+        again = self.visit(tmp_path)
+        self.init(tmp_path, again)
+        assert not self.init(tmp_path, again).created
+        with pytest.raises(UsageError, match="the cohort's files or splits"):
+            self.init(tmp_path, self.visit(tmp_path, ("03",)))
+
+    def test_of_nobody_in_the_study_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"got a second visit of 1 people \(sub-77\), nobody of whom"):
+            self.init(tmp_path, self.visit(tmp_path, ("77",)))
+
+    def test_of_other_contrasts_alone_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="got a second visit with maps of MOTOR_T alone"):
+            self.init(tmp_path, self.visit(tmp_path, contrasts=("T",)))
+
+    def test_that_is_the_first_one_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"sub-01.*LH.* as a map of both visits of sub-01"):
+            self.init(tmp_path, f"{tmp_path}/data")
+
+    def test_of_uk_biobank_is_the_next_instance(self, tmp_path):
+        for field, instance in ((20227, 2), (20249, 2), (20227, 3), (20249, 3), (20249, 4)):
+            write_bytes(tmp_path / f"1000011_{field}_{instance}_0.zip", b"")
+        for settings, numbers in (({}, (2, 3)), ({"instance": 3}, (3, 4))):
+            found = init.find("ukb", str(tmp_path), None, settings)
+            (person,) = init.find_retest(found, "ukb", str(tmp_path), settings).participants
+            for maps, number in zip((person.contrasts, person.retest), numbers, strict=True):
+                assert maps["EMOTION_FACES-SHAPES"].image.endswith(f"1000011_20249_{number}_0.zip")
+
+    def test_of_uk_biobank_in_folders_that_do_not_tell_visits_is_refused(self, tmp_path):
+        for part in ("rfMRI.ica/filtered_func_data_clean", "tfMRI.feat/stats/zstat5"):
+            write_bytes(tmp_path / f"1000011/fMRI/{part}.nii.gz", b"")
+        found = init.find("ukb", str(tmp_path), None, {})
+        with pytest.raises(ConfigError, match="as a map of both visits of 1000011"):
+            init.find_retest(found, "ukb", str(tmp_path), {})
+
+    def test_of_a_study_from_before_there_was_one_is_told_apart(self, tmp_path):
+        study = self.init(tmp_path, self.visit(tmp_path)).study
+        path = study.storage.uri(COHORT)
+        pq.write_table(pq.read_table(path).drop_columns("retest"), path)
+        with pytest.raises(StudyError, match="older version of dtg_ray"):
+            Study(study.uri).cohort  # noqa: B018 - read when asked for
 
 
 class TestRefused:

@@ -9,10 +9,11 @@ import yaml
 
 from cohort_files import make_study, roi_maps, write_image
 from dtg_ray import ledger
+from dtg_ray.imaging.scan import Scan
 from dtg_ray.ledger import MODEL, account, block_number, block_unit, failures, model_hash, stages, status
 from dtg_ray.stages.init import write_space
 from dtg_ray.store.receipts import Receipts, Row
-from dtg_ray.study import CONFIG, PHENOTYPES, ROIS, Study
+from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, ROIS, Study, cohort_bytes
 
 BLOCKS = ["block-00000", "block-00001", "block-00002"]
 MODELS = {"mean": {"kind": "group_mean"}, "unet": {"kind": "network", "train": {"epochs": 3}}}
@@ -120,6 +121,33 @@ class TestOrder:
 
     def test_units_are_named_by_their_block(self):
         assert (block_unit(7), block_number("block-00007")) == ("block-00007", 7)
+
+
+class TestRetest:
+    @pytest.fixture
+    def study(self, study):
+        """With a second visit of one person in the middle block."""
+        study.cohort["retest"] = [{}, {}, {}, {"MOTOR_LH": Scan("again/l.nii")}, {}, {}]
+        study.storage.write(COHORT, cohort_bytes(study.cohort))
+        return change(study, models={"again": {"kind": "retest"}})
+
+    def test_maps_wait_for_their_model_alone(self, study):
+        assert set(account(study, "synthesize/again").owed.values()) == {None}
+        train(study, "again")
+        assert None not in account(study, "synthesize/again").owed.values()
+        settle(study, "synthesize/again")
+        assert account(study, "evaluate/again").owed == {MODEL: None}, "waits for the first visit's maps"
+        settle(study, "contrasts")
+        assert account(study, "evaluate/again").owed[MODEL]
+
+    def test_maps_are_read_again_where_the_files_are_others(self, study):
+        train(study, "again")
+        settle(study, "synthesize/again")
+        study.cohort["retest"]["sub-04"]["MOTOR_RH"] = Scan("again/r.nii")
+        study.storage.write(COHORT, cohort_bytes(study.cohort))
+        changed = Study(study.uri)
+        assert account(changed, "synthesize/again").pending() == [BLOCKS[1]]
+        assert not account(changed, "train/again").pending()
 
 
 class TestPending:

@@ -26,8 +26,11 @@ from scipy.signal import lfilter
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-POPULATION, FAMILY, SUBJECT = range(3)
-"""First key of every random stream; the second is the number of a subject or family, the third is below."""
+POPULATION, FAMILY, SUBJECT, RETEST = range(4)
+"""First key of every random stream; the second is the number of a subject or family, the third is below.
+
+Of RETEST the third is the number of a contrast.
+"""
 TRAITS, REST, TASK = range(3)
 
 VERSION = 1

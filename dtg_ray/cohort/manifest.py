@@ -33,8 +33,9 @@ def build(found: Found, config: CohortConfig) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        subject, block (int), split, group, rest (list of Scan), contrasts (dict of Scan), rest_bytes (of all runs,
-        -1 where a file is not there or may not be read); sorted by subject.
+        subject, block (int), split, group, rest (list of Scan), contrasts (dict of Scan), retest (dict of Scan),
+        rest_bytes (of all runs, -1 where a file is not there or may not be read); sorted by subject. Who has maps of
+        both visits is in the test split.
 
     Raises
     ------
@@ -50,14 +51,16 @@ def build(found: Found, config: CohortConfig) -> pd.DataFrame:
     groups = _labels(about, config.group_by, default=subjects)
     strata = _labels(about, config.stratify_by, default=[""] * len(people))
     with_maps = np.array([bool(person.contrasts) for person in people])
+    twice = np.array([bool(person.contrasts and person.retest) for person in people])
     return pd.DataFrame(
         {
             "subject": subjects,
             "block": np.arange(len(people)) // config.block_size,
-            "split": np.where(with_maps, assign_splits(groups, strata, with_maps, config), UNSPLIT),
+            "split": np.where(with_maps, assign_splits(groups, strata, with_maps, twice, config), UNSPLIT),
             "group": groups,
             "rest": [person.rest for person in people],
             "contrasts": [dict(sorted(person.contrasts.items())) for person in people],
+            "retest": [dict(sorted(person.retest.items())) for person in people],
             "rest_bytes": _rest_bytes(people, found.sizes),
         }
     )
@@ -76,9 +79,12 @@ def _check_runs(people: Sequence[Participant]) -> None:
 
 
 def assign_splits(
-    groups: Sequence[str], strata: Sequence[str], counted: np.ndarray, config: CohortConfig
+    groups: Sequence[str], strata: Sequence[str], counted: np.ndarray, held_out: np.ndarray, config: CohortConfig
 ) -> np.ndarray:
     """Give every group to the split that lacks most, stratum by stratum, in an order drawn from the seed.
+
+    Groups with somebody to hold out come first and go to the test split. Where they are more than its share, the
+    others make up the training and validation splits in the proportion of their shares.
 
     Parameters
     ----------
@@ -88,6 +94,8 @@ def assign_splits(
         Balanced over the splits.
     counted : (n,) bool
         Who counts towards the shares.
+    held_out : (n,) bool
+        Who has to be in the test split.
     config : CohortConfig
 
     Returns
@@ -100,6 +108,11 @@ def assign_splits(
     sizes = frame.pivot_table("counted", "group", "stratum", "sum", fill_value=0)  # (groups, strata)
     order = np.random.default_rng(config.seed).permutation(len(sizes))
     order = order[np.argsort(-sizes.to_numpy()[order].sum(axis=1), kind="stable")]  # large groups first
+    tested = sizes.index.isin(frame.loc[held_out, "group"])  # (groups,)
+    order = order[np.argsort(~tested[order], kind="stable")]
+    held = sizes.to_numpy()[tested].sum() / max(sizes.to_numpy().sum(), 1)
+    if held > config.test:
+        shares = np.append(shares[:2] * (1 - held) / (1 - config.test), held)
     assigned = np.zeros((len(SPLITS), sizes.shape[1]))
     choice = {}
     for row in order:
@@ -108,7 +121,7 @@ def assign_splits(
         lacking = owed @ (members / max(members.sum(), 1)) + 1e-3 * (
             shares * (assigned.sum() + 1) - assigned.sum(axis=1)
         )
-        split = int(np.argmax(np.where(shares > 0, lacking, -np.inf)))
+        split = SPLITS.index("test") if tested[row] else int(np.argmax(np.where(shares > 0, lacking, -np.inf)))
         assigned[split] += members
         choice[sizes.index[row]] = SPLITS[split]
     return np.array([choice[group] for group in groups])

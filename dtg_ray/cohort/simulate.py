@@ -5,6 +5,7 @@
     tpl-MNI152NLin6Asym_res-4_atlas-simulated_probseg.nii.gz   population network maps, 4-D float32
     sub-0001/func/sub-0001_task-rest_space-MNI152NLin6Asym_res-4_desc-preproc_bold.nii.gz (.json)
     sub-0001/func/sub-0001_task-MOTOR_space-MNI152NLin6Asym_res-4_contrast-LH_stat-z_statmap.nii.gz
+    retest/                    with `retest`: the task maps of a second visit, a dataset of its own
     truth.json                 last: a folder that has it is complete
 
 Every file is written aside and renamed: a file that exists is whole, and an interrupted run can be continued.
@@ -37,6 +38,9 @@ from dtg_ray.imaging.grid import Grid
 Progress = Callable[[int, int], None]
 
 SPACE = "MNI152NLin6Asym"
+DESCRIPTION = "dataset_description.json"
+SECOND = "retest"
+"""Folder of the second visit."""
 STEP = 10.0
 """Stored integers times this are the BOLD signal: a third of the noise, so files are small and lose little."""
 BLOCK = 16
@@ -74,6 +78,8 @@ class Options:
         Repetition time, s.
     model : int
         Version of the generative model.
+    retest : float
+        Fraction of the subjects who do the tasks again, on a second visit: the same true maps, other noise.
     """
 
     subjects: int
@@ -85,6 +91,7 @@ class Options:
     missing: float
     tr: float
     model: int = generative.VERSION
+    retest: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated."""
@@ -97,13 +104,19 @@ class Options:
             "seed": (0, 2**63),
             "missing": (0, 1),
             "tr": (0.05, 20),
+            "retest": (0, 1),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"got {name}={value}, expected a number from {low} to {high}")
-            if name not in {"missing", "tr"} and value != int(value):
+            if name not in {"missing", "tr", "retest"} and value != int(value):
                 raise UsageError(f"got {name}={value}, expected a whole number")
+
+    def record(self) -> dict[str, Any]:
+        """As the files hold them: cohorts without a second visit are those of versions that knew of none."""
+        record = asdict(self)
+        return record if self.retest else {name: value for name, value in record.items() if name != "retest"}
 
 
 def contrast_names(count: int | None = None) -> list[tuple[str, str]]:
@@ -125,6 +138,7 @@ def simulate(  # noqa: PLR0913 - the options of the verb, all by keyword
     seed: int = 0,
     missing: float = 0.1,
     tr: float = 2.0,
+    retest: float = 0.0,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -134,7 +148,7 @@ def simulate(  # noqa: PLR0913 - the options of the verb, all by keyword
     ----------
     out : str or Path
         Local folder: empty or absent, or one that an earlier call with the same options has begun.
-    subjects, resolution, volumes, rois, contrasts, seed, missing, tr
+    subjects, resolution, volumes, rois, contrasts, seed, missing, tr, retest
         See `Options`.
     workers : int, optional
         Threads; one per processor by default.
@@ -152,11 +166,13 @@ def simulate(  # noqa: PLR0913 - the options of the verb, all by keyword
     UsageError
         When an option is out of range, or the folder holds something else.
     """
-    options = Options(subjects, resolution, volumes, rois, contrasts, seed, missing, tr)
+    options = Options(subjects, resolution, volumes, rois, contrasts, seed, missing, tr, retest=retest)
     cohort = Cohort(Path(out), options)
     summary = {"out": str(out), "subjects": subjects, "files": cohort.n_files}
     if _claim(cohort):
         return {**summary, "complete_before": True, "written": 0}
+    if cohort.twice:
+        _write_json(cohort.folder / SECOND / DESCRIPTION, _description(options.record(), ", second visit"))
     with threadpool_limits(1):
         written = _write_atlas(cohort)
         indices = range(subjects)
@@ -222,20 +238,28 @@ class Cohort:
         ]
         return [lists[index] if index in chosen else [] for index in range(self.options.subjects)]
 
+    @cached_property
+    def twice(self) -> frozenset[int]:
+        """Who comes for a second visit, in a random stream of its own."""
+        rng = generative.generator(self.options.seed, generative.RETEST)
+        count = round(self.options.retest * self.options.subjects)
+        return frozenset(rng.permutation(self.options.subjects)[:count].tolist())
+
     @property
     def n_files(self) -> int:
-        """Images and sidecars: the atlas, and per subject a run with its sidecar and the contrasts."""
-        return 1 + sum(2 + self.options.contrasts - len(absent) for absent in self.absent)
+        """Images and sidecars: the atlas, per subject a run with its sidecar, and the contrasts of each visit."""
+        maps = [self.options.contrasts - len(absent) for absent in self.absent]
+        return 1 + 2 * len(maps) + sum(maps) + sum(maps[index] for index in self.twice)
 
     def subject(self, index: int) -> Subject:
         """Draw the truth of a subject."""
         return generative.draw_subject(self.options.seed, index, self.families[index], self.population, self.parameters)
 
-    def path(self, index: int, task: str, ending: str) -> Path:
-        """Path of a subject's file."""
+    def path(self, index: int, task: str, ending: str, folder: str = "") -> Path:
+        """Path of a subject's file, in a folder of the cohort."""
         label = subject_label(index)
         name = f"{label}_task-{task}_space-{SPACE}_res-{self.options.resolution}_{ending}"
-        return self.folder / label / "func" / name
+        return self.folder / folder / label / "func" / name
 
 
 def subject_label(index: int) -> str:
@@ -252,18 +276,19 @@ def _claim(cohort: Cohort) -> bool:
         When the folder holds anything but this cohort.
     """
     folder, wanted = cohort.folder, asdict(cohort.options)
+    record = cohort.options.record()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"got {folder}, which is a file, expected a folder")
-    description = folder / "dataset_description.json"
+    description = folder / DESCRIPTION
     if not description.exists():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UsageError(
                 f"got {folder}, which holds other files, expected an empty folder or a simulated cohort",
                 hint="choose another folder",
             )
-        _write_json(description, _description(wanted))
+        _write_json(description, _description(record))
         return False
-    found = _options_of(description)
+    found = {"retest": 0.0, **_options_of(description)}
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
         difference = ", ".join(f"{key} {found.get(key)} there, {wanted[key]} asked for" for key in changed)
@@ -274,10 +299,10 @@ def _claim(cohort: Cohort) -> bool:
     return (folder / "truth.json").exists()
 
 
-def _description(options: dict[str, Any]) -> dict[str, Any]:
+def _description(options: dict[str, Any], visit: str = "") -> dict[str, Any]:
     """BIDS dataset_description."""
     return {
-        "Name": "Simulated cohort with known truth",
+        "Name": f"Simulated cohort with known truth{visit}",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "dtg_ray", "Description": "dtg simulate", "Parameters": options}],
@@ -306,7 +331,8 @@ def _write_subject(cohort: Cohort, index: int) -> int:
     bold = cohort.path(index, "rest", "desc-preproc_bold.nii.gz")
     sidecar = bold.with_name(bold.name.replace(".nii.gz", ".json"))
     tasks = {contrast: _task_path(cohort, index, contrast) for contrast in sorted(present)}
-    if all(path.exists() for path in (bold, sidecar, *tasks.values())):
+    again = {contrast: _task_path(cohort, index, contrast, SECOND) for contrast in tasks if index in cohort.twice}
+    if all(path.exists() for path in (bold, sidecar, *tasks.values(), *again.values())):
         return 0
     subject = cohort.subject(index)
     maps = generative.network_maps(cohort.grid.coordinates, cohort.population, cohort.parameters, subject)
@@ -316,18 +342,23 @@ def _write_subject(cohort: Cohort, index: int) -> int:
     text = _json({"TaskName": "rest", "RepetitionTime": options.tr, "SkullStripped": True})
     written += _write_once(sidecar, lambda: text)
     for contrast, path in tasks.items():
-        written += _write_once(path, functools.partial(_task, cohort, index, contrast, maps))
+        key = generative.SUBJECT, index, generative.TASK, contrast
+        written += _write_once(path, functools.partial(_task, cohort, contrast, maps, *key))
+    for contrast, path in again.items():
+        written += _write_once(
+            path, functools.partial(_task, cohort, contrast, maps, generative.RETEST, index, contrast)
+        )
     return written
 
 
-def _task_path(cohort: Cohort, index: int, contrast: int) -> Path:
+def _task_path(cohort: Cohort, index: int, contrast: int, folder: str = "") -> Path:
     definition = cohort.population.contrasts[contrast]
-    return cohort.path(index, definition.task, f"contrast-{definition.name}_stat-z_statmap.nii.gz")
+    return cohort.path(index, definition.task, f"contrast-{definition.name}_stat-z_statmap.nii.gz", folder)
 
 
-def _task(cohort: Cohort, index: int, contrast: int, maps: NDArray[np.float32]) -> bytes:
-    """Make a measured task map: the true one and white noise."""
-    rng = generative.generator(cohort.options.seed, generative.SUBJECT, index, generative.TASK, contrast)
+def _task(cohort: Cohort, contrast: int, maps: NDArray[np.float32], *key: int) -> bytes:
+    """Make a measured task map: the true one and white noise, from the random stream of a key."""
+    rng = generative.generator(cohort.options.seed, *key)
     truth = generative.task_map(maps, cohort.population.contrasts[contrast], cohort.parameters)
     noise = cohort.parameters.task_noise * cohort.parameters.task_scale
     measured = truth + np.float32(noise) * rng.standard_normal(truth.size, dtype=np.float32)
@@ -434,7 +465,7 @@ def _truth(cohort: Cohort, truths: list[Subject]) -> dict[str, Any]:
         "noise_score": 0,
     }
     return {
-        "options": asdict(cohort.options),
+        "options": cohort.options.record(),
         "parameters": asdict(parameters),
         "contrasts": [asdict(contrast) for contrast in population.contrasts],
         "networks": {

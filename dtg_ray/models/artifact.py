@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dtg_ray.errors import ModelError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.models import build, complete_config
-from dtg_ray.models.baselines import GroupMean, Linear, check_connectome
+from dtg_ray.models.baselines import GroupMean, Linear, Retest, check_connectome
 from dtg_ray.models.unet import load_weights
 
 FORMAT_VERSION = 1
@@ -29,7 +29,7 @@ class Model(Protocol):
 
     @property
     def kind(self) -> str:
-        """Name of the class of models in files: "network", "group_mean" or "linear"."""
+        """Name of the class of models in files: "network", "group_mean", "linear" or "retest"."""
         ...
 
     @property
@@ -156,7 +156,7 @@ def dump(model: Model) -> tuple[bytes, dict[str, Any]]:
 
     Parameters
     ----------
-    model : NetworkModel, GroupMean or Linear
+    model : NetworkModel, GroupMean, Linear or Retest
 
     Returns
     -------
@@ -187,7 +187,7 @@ def dump(model: Model) -> tuple[bytes, dict[str, Any]]:
     return payload, description
 
 
-def load(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | GroupMean | Linear:
+def load(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | GroupMean | Linear | Retest:
     """Inverse of `dump`: the loaded model predicts the same bits.
 
     Parameters
@@ -209,7 +209,7 @@ def load(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | Group
         raise ModelError(f"got a model file without the tensor {error}, expected a complete one") from error
 
 
-def _unpack(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | GroupMean | Linear:
+def _unpack(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | GroupMean | Linear | Retest:
     """Rebuild a model; KeyError for a tensor that is missing."""
     arrays = {name: array.copy() for name, array in safetensors.numpy.load(tensors).items()}
     grid = Grid(arrays.pop("grid.affine"), arrays.pop("grid.mask") != 0)
@@ -218,6 +218,8 @@ def _unpack(tensors: bytes, description: Mapping[str, Any]) -> NetworkModel | Gr
     contrasts = tuple(description["contrasts"])
     if description["kind"] == GroupMean.kind:
         return GroupMean(arrays["maps"], contrasts, grid, int(description["n_rois"]))
+    if description["kind"] == Retest.kind:
+        return Retest(contrasts, grid, int(description["n_rois"]))
     if description["kind"] == Linear.kind:
         return Linear(arrays["coefficients"], arrays["parcels"], contrasts, grid)
     return _unpack_network(arrays, description["config"], contrasts, grid)
@@ -229,8 +231,10 @@ def _pack(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {}, {"maps": model.maps}
     if isinstance(model, Linear):
         return {}, {"coefficients": model.coefficients, "parcels": model.parcels}
+    if isinstance(model, Retest):
+        return {}, {}
     if not isinstance(model, NetworkModel):
-        raise ModelError(f"got a {type(model).__name__}, expected a NetworkModel, GroupMean or Linear")
+        raise ModelError(f"got a {type(model).__name__}, expected a NetworkModel, GroupMean, Linear or Retest")
     state = model.network.state_dict()
     arrays = {f"network.{name}": tensor.detach().cpu().numpy() for name, tensor in state.items()}
     if model.input_mask is not None:
@@ -255,7 +259,7 @@ def _check_description(tensors: bytes, description: Mapping[str, Any]) -> None:
             f"got a model of format version {version!r}, expected {FORMAT_VERSION}",
             hint="update dtg_ray, or train the model again",
         )
-    kinds = (NetworkModel.kind, GroupMean.kind, Linear.kind)
+    kinds = (NetworkModel.kind, GroupMean.kind, Linear.kind, Retest.kind)
     if description.get("kind") not in kinds:
         raise ModelError(f"got a model of kind {description.get('kind')!r}, expected one of {', '.join(kinds)}")
     missing = [key for key in ("config", "contrasts", "n_rois", "grid", "sha256") if key not in description]

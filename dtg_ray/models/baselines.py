@@ -1,4 +1,4 @@
-"""Baselines every network has to beat: the group mean, and the linear model of Tavor et al. (2016)."""
+"""What every network is compared with: the group mean, the linear model of Tavor et al. (2016), a second visit."""
 
 from __future__ import annotations
 
@@ -84,6 +84,38 @@ class GroupMean:
         """
         check_connectome(connectome, self.n_rois, self.grid)
         return np.repeat(self.maps[None].astype(np.float32), len(connectome), axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Retest:
+    """The maps of people's second visits as predictions of the first: what measuring again comes to.
+
+    Parameters
+    ----------
+    contrasts : tuple of str
+        Names of the contrasts.
+    grid : Grid
+    n_rois : int
+        K of the study's connectomes.
+    """
+
+    contrasts: tuple[str, ...]
+    grid: Grid
+    n_rois: int
+    kind: ClassVar[str] = "retest"
+
+    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Nothing: the maps were measured.
+
+        Raises
+        ------
+        ModelError
+            Always.
+        """
+        raise ModelError(
+            f"got connectomes {connectome.shape}, expected none: the maps of a second visit are read, not predicted",
+            hint="`dtg synthesize` reads them into synthetic/",
+        )
 
 
 @dataclass(frozen=True, eq=False)

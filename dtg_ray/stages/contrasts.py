@@ -44,13 +44,13 @@ def make_maps(study: Study, name: str, contrasts: Sequence[str]) -> None:
     prepare(study.storage, name, {"maps": spec}, {"contrast": ("contrast", names), **coordinates(study)}, space(study))
 
 
-def plan(study: Study, pending: list[str]) -> Plan:
-    """Bytes, and the memory of a worker: the maps of a block."""
+def plan(study: Study, pending: list[str], stage: str = STAGE, column: str = "contrasts") -> Plan:
+    """Bytes, and the memory of a worker: the maps of a block, in a column of the cohort."""
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
     one = len(study.config.contrasts) * study.grid.n_voxels
-    n_maps = int(sum(len(maps) for maps in members["contrasts"]))
+    n_maps = int(sum(len(maps) for maps in members[column]))
     return Plan(
-        stage=STAGE,
+        stage=stage,
         units=len(study.blocks()),
         pending=len(pending),
         subjects=len(members),
@@ -63,12 +63,21 @@ def plan(study: Study, pending: list[str]) -> Plan:
 class ContrastWorker(BlockWorker):
     """One block of measured maps."""
 
+    column = "contrasts"
+    """Of the cohort."""
+    none = "no contrast map in the manifest"
+
+    @property
+    def name(self) -> str:
+        """Where the array is."""
+        return NAME
+
     @functools.cached_property
     def maps(self) -> Any:
         """The array, open for writing."""
         import zarr
 
-        return zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)["maps"]
+        return zarr.open_group(self.study.storage.zarr_store(self.name), mode="r+", zarr_format=3)["maps"]
 
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the maps of a block; NaN where a contrast was not acquired or a subject failed."""
@@ -77,8 +86,8 @@ class ContrastWorker(BlockWorker):
         shape = (len(self.study.config.contrasts), len(members), self.study.grid.n_voxels)
         values = np.array(self.maps[:, rows]) if kept else nan_rows(shape)
         receipts = []
-        for position, (subject, scans) in enumerate(zip(members["subject"], members["contrasts"], strict=True)):
-            receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: no contrast map in the manifest"))
+        for position, (subject, scans) in enumerate(zip(members["subject"], members[self.column], strict=True)):
+            receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: {self.none}"))
             if scans and subject not in kept:
                 receipt.message = ""
                 with recorded(receipt, next(iter(scans.values())).image):

@@ -66,7 +66,7 @@ def _evaluate_one(study: Study, name: str, members: list[str]) -> Row:
     if not len(table):
         return Row(name, "excluded", message=f"{name}: got no contrast that it predicts and two of them have measured")
     write_table(study.storage, table_name(name), table)
-    return Row(name, "done", qc={"subjects": float(len(members))})
+    return Row(name, "done", qc={"subjects": float(table["subjects"].max())})
 
 
 def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
@@ -82,8 +82,8 @@ def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        contrast, subjects, r (mean over subjects of the correlation of own maps), diagonality, identification,
-        dice (top 25%), dice_auc.
+        contrast, subjects (with both maps), r (mean over subjects of the correlation of own maps), diagonality,
+        identification, dice (top 25%), dice_auc.
     """
     rows = study.positions(subjects)
     predicted = study.config.contrasts_of(model)
@@ -94,7 +94,7 @@ def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
 
 
 def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) -> dict[str, object] | None:
-    """Figures of one contrast; None where nobody has it measured."""
+    """Figures of one contrast over those with both maps; None where there are fewer than two."""
     study = Study(uri)
     actual = _grey_maps(study, "contrasts.zarr", study.config.contrasts.index(contrast), rows)
     predicted = _grey_maps(study, array_name(model), study.config.contrasts_of(model).index(contrast), rows)

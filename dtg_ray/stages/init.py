@@ -14,11 +14,12 @@ import pandas as pd
 import zarr
 
 from dtg_ray.cohort import manifest
-from dtg_ray.cohort.layouts import Found
-from dtg_ray.config import StudyConfig, merge, parse, read_yaml, to_yaml
+from dtg_ray.cohort.layouts import Found, ukb, with_retest
+from dtg_ray.config import DEFAULT_MODELS, BaselineConfig, StudyConfig, merge, parse, read_yaml, to_yaml
 from dtg_ray.errors import ConfigError, SubjectError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import load_rois, natural_order
+from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_image
 from dtg_ray.store.files import filesystem, is_remote, normalize, read
 from dtg_ray.store.tables import read_table, write_table
@@ -39,11 +40,14 @@ class Summary:
     left_out : dict of str to str
     created : bool
         False when the same study was there already.
+    only_retest : int
+        How many were found on a second visit alone.
     """
 
     study: Study
     left_out: dict[str, str]
     created: bool
+    only_retest: int = 0
 
 
 def find(layout: str, root: str | list[str], subjects: str | None, settings: Mapping[str, Any]) -> Found:
@@ -72,6 +76,32 @@ def find(layout: str, root: str | list[str], subjects: str | None, settings: Map
     if layout == "hcp":  # millions of objects, of which only theirs are listed
         settings = {**settings, "subjects": wanted}
     return _only(module.find(root, **settings), wanted, subjects)
+
+
+def find_retest(found: Found, layout: str, root: str | list[str], settings: Mapping[str, Any]) -> Found:
+    """The people that were found, with the task maps of their second visit.
+
+    Parameters
+    ----------
+    found : Found
+        On the first visit.
+    layout : "ukb", "hcp", "bids" or "table"
+    root : str or list of str
+        Of the second visit.
+    settings : mapping
+        Further arguments of the layout's `find`, as for the first visit. For UK Biobank, whose files say of which
+        visit they are, the instance is the next one.
+
+    Raises
+    ------
+    ConfigError
+        When nothing is found, nobody of the study among it, or the first visit again.
+    """
+    settings = {name: value for name, value in settings.items() if name != "tables"}  # they are of the first visit
+    if layout == "ukb":
+        settings["instance"] = settings.get("instance", ukb.FIRST_VISIT) + 1
+    module = importlib.import_module(f"dtg_ray.cohort.layouts.{layout}")
+    return with_retest(found, module.find(root, **settings, needed="contrasts"))
 
 
 def _only(found: Found, wanted: list[str], origin: str) -> Found:
@@ -109,18 +139,20 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     """
     study = Study(uri)
     config = complete(found, expand(rois), settings)
-    cohort = manifest.build(_with_contrasts(found, config.contrasts), config.cohort)
+    chosen = _with_contrasts(found, config.contrasts)
+    _check_retest(found, chosen, config)
+    cohort = manifest.build(chosen, config.cohort)
     phenotypes = _phenotypes(found, cohort)
     if study.storage.exists(CONFIG):
         _check_same(study, config, cohort, phenotypes)
-        return Summary(study, found.left_out, created=False)
+        return Summary(study, found.left_out, created=False, only_retest=found.only_retest)
     write_space(study, config)
     write_table(study.storage, PHENOTYPES, phenotypes)
     left_out = pd.DataFrame({"subject": list(found.left_out), "reason": list(found.left_out.values())}, dtype="str")
     write_table(study.storage, LEFT_OUT, left_out)
     study.storage.write(COHORT, cohort_bytes(cohort))
     study.storage.write(CONFIG, to_yaml(config).encode())
-    return Summary(study, found.left_out, created=True)
+    return Summary(study, found.left_out, created=True, only_retest=found.only_retest)
 
 
 def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> StudyConfig:
@@ -132,7 +164,10 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
         When a setting is wrong or there is no contrast at all.
     """
     counts = Counter(name for person in found.participants for name in person.contrasts)
-    document = merge({"rois": rois, "contrasts": sorted(counts)}, settings)
+    base: dict[str, Any] = {"rois": rois, "contrasts": sorted(counts)}
+    if "models" not in settings and any(person.retest for person in found.participants):
+        base["models"] = {**DEFAULT_MODELS, "retest": BaselineConfig(kind="retest")}
+    document = merge(base, settings)
     if not document["contrasts"]:
         raise ConfigError(
             "got no task map of anybody, expected at least one contrast to train on",
@@ -146,11 +181,29 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
 
 def _with_contrasts(found: Found, contrasts: tuple[str, ...]) -> Found:
     """The participants with the contrasts of the study alone: who has none of them did no task, for this study."""
+
+    def of_study(maps: Mapping[str, Scan]) -> dict[str, Scan]:
+        return {name: maps[name] for name in contrasts if name in maps}
+
     people = [
-        replace(person, contrasts={name: person.contrasts[name] for name in contrasts if name in person.contrasts})
+        replace(person, contrasts=of_study(person.contrasts), retest=of_study(person.retest))
         for person in found.participants
     ]
     return replace(found, participants=people)
+
+
+def _check_retest(found: Found, chosen: Found, config: StudyConfig) -> None:
+    """Refuse a second visit of which the study takes nothing, and a model of second visits that nobody has."""
+    there = {name for person in found.participants for name in person.retest}
+    models = [name for name, model in config.models.items() if model.kind == "retest"]
+    if models and not there:
+        raise ConfigError(
+            f"models.{models[0]}: got no second visit of anybody, expected one",
+            hint="`dtg init --retest ROOT` names it",
+        )
+    if there and not any(person.retest for person in chosen.participants):
+        names = ", ".join(sorted(there))
+        raise ConfigError(f"got a second visit with maps of {names} alone, expected some of the study's contrasts")
 
 
 def expand(rois: list[str]) -> list[str]:
@@ -206,7 +259,15 @@ def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenoty
     there = read_yaml(study.storage.read(CONFIG).decode(), study.storage.uri(CONFIG))
     wanted = config.model_dump(mode="json")
     different = sorted(key for key in wanted if there.get(key) != wanted[key])
-    compared = ["subject", "block", "split", "group", "rest", "contrasts"]  # sizes may change while files arrive
+    compared = [
+        "subject",
+        "block",
+        "split",
+        "group",
+        "rest",
+        "contrasts",
+        "retest",
+    ]  # sizes may change while files arrive
     old, new = (table[compared].to_dict("records") for table in (study.cohort, cohort))
     if old != new:
         different.append("the cohort's files or splits")
@@ -236,6 +297,9 @@ def describe(summary: Summary) -> list[str]:
         f"  grid {'x'.join(map(str, study.grid.shape))}, {study.grid.n_voxels} voxels, {study.n_rois} ROIs",
         f"  phenotypes: {', '.join(study.phenotypes.columns) or 'none'}",
     ]
+    if second := [maps for maps in cohort["retest"] if maps]:
+        others = f"; {summary.only_retest} others there take no part" if summary.only_retest else ""
+        lines.append(f"  second visit: {sum(map(len, second))} maps of {len(second)} subjects{others}")
     if missing:
         lines.append(f"  {missing} subjects have rest runs that are not there: they will end as failed")
     lines += _left_out(summary.left_out)

@@ -73,9 +73,9 @@ def members(study: Study, feature: str) -> list[str]:
     cohort = study.cohort
     if study.config.prediction.subjects == "unseen":
         cohort = cohort[~cohort["split"].isin(["train", "validation"])]
-    if feature == "measured":
+    if column := _measured_in(study, feature):
         wanted = set(study.config.contrasts)
-        cohort = cohort[np.array([wanted <= set(maps) for maps in cohort["contrasts"]], dtype=bool)]
+        cohort = cohort[np.array([wanted <= set(maps) for maps in cohort[column]], dtype=bool)]
     done = set(ledger.account(study, _source(feature)).subjects("done"))
     return [subject for subject in cohort["subject"] if subject in done]
 
@@ -84,6 +84,13 @@ def _source(feature: str) -> str:
     """The stage that makes a feature set."""
     kind, _, model = feature.partition(":")
     return {"measured": "contrasts", "connectome": "connectomes"}.get(kind, f"synthesize/{model}")
+
+
+def _measured_in(study: Study, feature: str) -> str:
+    """The column of the cohort with the files of a feature set of measured maps; empty for others."""
+    kind, _, model = feature.partition(":")
+    is_retest = kind == "synthetic" and study.config.models[model].kind == "retest"
+    return "contrasts" if kind == "measured" else "retest" if is_retest else ""
 
 
 def _table(feature: str, what: str) -> str:

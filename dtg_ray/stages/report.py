@@ -48,7 +48,9 @@ def _draw(study: Study) -> Row:
     maps = {"measured": measured.sel(subject=subjects).to_numpy().astype(np.float32)}
     predicting = [name for name in study.config.models if contrast in study.config.contrasts_of(name)]
     for name in sorted(predicting, key=lambda name: name != study.default_model):
-        maps[name] = study.synthetic(name).sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
+        drawn = study.synthetic(name).sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
+        if np.isfinite(drawn).all():  # few people have a second visit
+            maps[name] = drawn
     title = f"{contrast}: measured and synthetic maps of two people no model has seen"
     study.storage.write(PICTURE, side_by_side(maps, subjects, study.grid, title))
     return Row(PICTURE, "done")

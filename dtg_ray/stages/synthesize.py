@@ -1,9 +1,13 @@
-"""`dtg synthesize`: contrast maps of everybody with a connectome, whole blocks at a time."""
+"""`dtg synthesize`: contrast maps of everybody with a connectome, whole blocks at a time.
+
+The maps of a second visit take the place of a model's as they were measured.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import pandas as pd
 from dtg_ray import ledger
 from dtg_ray.models import activation_values
 from dtg_ray.models.artifact import Model, NetworkModel
+from dtg_ray.stages import contrasts
 from dtg_ray.stages.blocks import BlockWorker, nan_rows, recorded, run_blocks
 from dtg_ray.stages.contrasts import make_maps
 from dtg_ray.stages.maps import SubjectReader, chosen_models
@@ -35,7 +40,7 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
             run_blocks(
                 study,
                 f"synthesize/{name}",
-                SynthesisWorker,
+                RetestWorker if is_retest(study, name) else SynthesisWorker,
                 functools.partial(plan, name=name),
                 make,
                 options,
@@ -49,14 +54,21 @@ def array_name(model: str) -> str:
     return f"synthetic/{model}.zarr"
 
 
+def is_retest(study: Study, model: str) -> bool:
+    """Whether a model is the maps of second visits."""
+    return study.config.models[model].kind == "retest"
+
+
 def plan(study: Study, pending: list[str], name: str) -> Plan:
     """Bytes, and the memory of a worker: the maps of a block, one connectome, and the network's activations."""
+    waiting = "" if ledger.model_hash(study, name) else f"train/{name}"
+    if is_retest(study, name):
+        return replace(contrasts.plan(study, pending, f"synthesize/{name}", RetestWorker.column), waiting=waiting)
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
     n_voxels = study.grid.n_voxels
     maps, windows = len(study.config.contrasts_of(name)) * n_voxels, study.config.connectomes.windows
     network = network_config(study, name) if pending else None
     largest = activation_values(network, study.grid.shape)[1] if network else 0
-    trained = ledger.model_hash(study, name) is not None
     return Plan(
         stage=f"synthesize/{name}",
         units=len(study.blocks()),
@@ -70,7 +82,7 @@ def plan(study: Study, pending: list[str], name: str) -> Plan:
         + 500 * 2**20,
         cpus=study.config.synthesis.cpus_per_actor,
         gpus=study.config.synthesis.gpus_per_actor,
-        waiting="" if trained else f"train/{name}",
+        waiting=waiting,
     )
 
 
@@ -125,3 +137,15 @@ class SynthesisWorker(BlockWorker):
             receipts.append(receipt)
         write_rows(self.maps, 1, self.study.rows(block), values)
         return receipts
+
+
+class RetestWorker(contrasts.ContrastWorker):
+    """One block of the maps of second visits."""
+
+    column = "retest"
+    none = "no map of a second visit in the manifest"
+
+    @property
+    def name(self) -> str:
+        """Where the array is."""
+        return array_name(self.receipts.stage.split("/")[1])

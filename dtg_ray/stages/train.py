@@ -11,6 +11,7 @@ from dtg_ray import ledger
 from dtg_ray.config import BaselineConfig, ImportedConfig, TrainConfig
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.models import activation_values
+from dtg_ray.models.baselines import Retest
 from dtg_ray.stages.maps import chosen_models, require_settled, usable
 from dtg_ray.stages.models import load_model, network_config, provenance_of, save_model, settings_of
 from dtg_ray.stages.plan import Plan
@@ -42,12 +43,23 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
 def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     account = ledger.account(study, f"train/{name}")
     pending = account.pending(retry_failed=options.retry_failed)
+    if study.config.models[name].kind == "retest":
+        nothing = Plan(f"train/{name}", 1, len(pending), 0)
+        return settle(study, account, nothing, functools.partial(_commit_retest, study, name), options)
     imported = isinstance(study.config.models[name], ImportedConfig)
     work = _check_import if imported else functools.partial(_train, options=options)
     todo = plan(study, name, pending)
     if pending and not (imported or todo.waiting or options.dry_run or options.overwrite):
         _refuse_to_overwrite(study, name, str(account.owed[ledger.MODEL]))
     return settle(study, account, todo, functools.partial(work, study, name), options)
+
+
+def _commit_retest(study: Study, name: str, today: str) -> Row:
+    """Write down that the maps of second visits are a model; there is nothing to fit."""
+    model = Retest(study.config.contrasts, study.grid, study.n_rois)
+    provenance = {"training": [], "validation": [], **settings_of(study, name), "fingerprint": today}
+    save_model(study, f"models/{name}", model, provenance)
+    return Row(name, "done")
 
 
 def plan(study: Study, name: str, pending: list[str]) -> Plan:

@@ -261,6 +261,56 @@ class TestVersions:
         assert "ses-2" in person.contrasts["MOTOR_LH"].image
 
 
+class TestDatasetsInside:
+    def folder(self, root, description):
+        write_cohort(root, subjects=2, without_maps=0)
+        if description:
+            write_bytes(f"{root}/dataset_description.json", b"{}")
+        return root
+
+    @pytest.mark.parametrize("place", ["derivatives/fitlins", "derivatives", "sub-01"])
+    def test_are_read_as_derivatives_and_of_a_subject(self, root, place):
+        self.folder(root, description=True)
+        write_bytes(f"{root}/{place}/dataset_description.json", b"{}")
+        write_map(f"{root}/{place}", "01", "T")
+        assert set(bids.find(root).participants[0].contrasts) == {"MOTOR_LH", "MOTOR_RH", "MOTOR_T"}
+
+    def test_are_others(self, root):
+        self.folder(root, description=True)
+        self.folder(f"{root}/retest", description=True)
+        found = bids.find(root)
+        assert [len(person.rest) for person in found.participants] == [1, 1]
+        assert not any("/retest/" in scan.image for one in found.participants for scan in one.contrasts.values())
+
+    def test_of_a_folder_that_is_none_are_all_read(self, root):
+        for name in ("fmriprep", "fitlins"):
+            write_bytes(f"{root}/{name}/dataset_description.json", b"{}")
+        write_rest(f"{root}/fmriprep", "01")
+        write_map(f"{root}/fitlins", "01", "LH")
+        (person,) = bids.find(root).participants
+        assert person.rest
+        assert person.contrasts
+
+
+class TestMapsAlone:
+    def test_are_found_without_a_rest_run(self, tmp_path):
+        write_map(tmp_path, "01", "LH")
+        touch(tmp_path, "02", "task-rest")
+        found = bids.find(str(tmp_path), needed="contrasts")
+        assert [person.subject for person in found.participants] == ["sub-01"]
+        assert found.left_out == {"sub-02": "no task map"}
+
+    def test_need_not_have_the_entities_that_choose_runs(self, tmp_path):
+        write_map(tmp_path, "01", "LH", SPACE)
+        chosen = {"space": "MNI152NLin6Asym", "desc": "preproc"}
+        assert bids.find(str(tmp_path), needed="contrasts", select=chosen).participants[0].contrasts
+
+    def test_of_nobody_are_an_error(self, tmp_path):
+        touch(tmp_path, "02", "task-rest")
+        with pytest.raises(ConfigError, match=r"got no \*_contrast-\*_statmap.nii.gz below it"):
+            bids.find(str(tmp_path), needed="contrasts")
+
+
 class TestLeftOut:
     def test_everybody_has_a_reason(self, tmp_path):
         write_rest(tmp_path, "01")

@@ -240,6 +240,27 @@ class TestVersions:
         assert person.contrasts == {}
 
 
+class TestMapsAlone:
+    def test_are_found_without_a_rest_run(self, root):
+        write_run(root, "100307", "REST1_LR")
+        scan = write_map(root, "100408")
+        found = hcp.find(root, needed="contrasts")
+        (person,) = found.participants
+        assert (person.subject, person.rest, person.contrasts) == ("100408", [], {"EMOTION_FACES-SHAPES": scan})
+        assert found.left_out == {"100307": "no task map (zstat1.nii.gz)"}
+
+    def test_in_several_versions_are_refused(self, tmp_path):
+        for smoothing in (2, 4):
+            write_map(tmp_path, "100408", smoothing=smoothing)
+        with pytest.raises(ConfigError, match=r"in several versions: level2vol s2 .* level2vol s4"):
+            hcp.find(str(tmp_path), needed="contrasts")
+
+    def test_of_nobody_are_an_error(self, tmp_path):
+        write_run(tmp_path, "100307", "REST1_LR")
+        with pytest.raises(ConfigError, match="got 1 folders of subjects, none with a task map"):
+            hcp.find(str(tmp_path), needed="contrasts")
+
+
 class TestListing:
     """The bucket holds millions of objects."""
 

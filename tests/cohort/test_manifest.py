@@ -157,9 +157,46 @@ class TestSplits:
 
     def test_are_those_of_today_in_a_year(self):
         """Studies are compared by their manifest: the same seed must not give other splits after an update."""
-        splits = assign_splits([str(n) for n in range(12)], ["M", "F"] * 6, np.ones(12, dtype=bool), CohortConfig())
+        nobody = np.zeros(12, dtype=bool)
+        splits = assign_splits([str(n) for n in range(12)], ["M", "F"] * 6, ~nobody, nobody, CohortConfig())
         expected = "test train train train train test validation train train train train validation"
         assert " ".join(splits) == expected
+
+
+class TestRetest:
+    def people(self, count, twice, maps=True):
+        """Some people, the last of whom have a second visit."""
+        everybody = people(count, maps)
+        for person in everybody[count - twice :]:
+            person.retest = {"RH": Scan("r2.nii"), "LH": Scan("l2.nii", warp="w.nii")}
+        return everybody
+
+    def test_files_are_listed(self):
+        table = manifest(self.people(3, 1))
+        assert table["retest"].tolist()[:2] == [{}, {}]
+        assert list(table["retest"][2].items()) == [("LH", Scan("l2.nii", warp="w.nii")), ("RH", Scan("r2.nii"))]
+
+    @pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.2, 0), (0, 0.5)])
+    def test_people_are_in_the_test_split_and_the_others_share_the_rest(self, validation, test):
+        everybody = self.people(200, 20)
+        table = manifest(everybody, config=CohortConfig(validation=validation, test=test))
+        assert (table["split"][180:] == "test").all()
+        counts = table["split"].value_counts()
+        assert counts["test"] == max(20, 200 * test)
+        expected = (200 - counts["test"]) * validation / (1 - test)
+        assert abs(counts.get("validation", 0) - expected) <= 1
+
+    def test_families_come_with_them(self):
+        everybody = self.people(100, 10)
+        families = [str(number % 50) for number in range(100)]  # the last ten are siblings of numbers 40 to 49
+        table = manifest(everybody, about(everybody, family=families), CohortConfig(test=0.1))
+        assert table.index[table["split"] == "test"].tolist() == [*range(40, 50), *range(90, 100)]
+
+    def test_of_nobody_changes_no_split(self):
+        assert manifest(self.people(90, 0))["split"].equals(cohort(90)["split"])
+
+    def test_without_a_first_visit_is_not_split(self):
+        assert (manifest(self.people(5, 5, maps=False))["split"] == UNSPLIT).all()
 
 
 @pytest.mark.parametrize("image", ["/data/x.nii.gz", member("/data/x.zip", "x.nii.gz")])

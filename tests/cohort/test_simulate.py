@@ -42,6 +42,14 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same cohort, half of whom come for a second visit."""
+    folder = tmp_path_factory.mktemp("twice") / "data"
+    simulate(folder, **OPTIONS, retest=0.5)
+    return folder
+
+
 class TestBytes:
     def test_are_the_same_for_any_number_of_workers(self, cohort: Path, tmp_path: Path) -> None:
         simulate(tmp_path / "again", **OPTIONS, workers=1)
@@ -123,6 +131,51 @@ class TestTruth:
         assert simulate(folder, **OPTIONS)["complete_before"]
 
 
+class TestRetest:
+    def test_leaves_the_first_visit_as_it_is(self, cohort: Path, twice: Path) -> None:
+        first = {name: digest for name, digest in digests(twice).items() if not name.startswith("retest/")}
+        changed = {name for name, digest in digests(cohort).items() if first.pop(name) != digest}
+        assert changed == {"dataset_description.json", "truth.json"}, "they hold the options"
+        assert not first
+
+    def test_is_a_dataset_of_its_own(self, twice: Path) -> None:
+        assert json.loads((twice / "retest/dataset_description.json").read_text())["DatasetType"] == "derivative"
+        first = {person.subject: person for person in bids.find(str(twice)).participants}
+        assert not any("/retest/" in scan.image for one in first.values() for scan in one.contrasts.values())
+        again = bids.find(str(twice / "retest"), needed="contrasts").participants
+        assert len(again) == 3
+        for person in again:
+            assert not person.rest
+            assert set(person.contrasts) == set(first[person.subject].contrasts)
+
+    def test_maps_have_the_same_truth_and_other_noise(self, twice: Path) -> None:
+        mask = Grid.mni152(8).mask
+        for path in twice.glob("retest/*/func/*"):
+            before, after = (
+                nib.load(one).get_fdata()[mask] for one in (twice / path.relative_to(twice / "retest"), path)
+            )
+            assert (after - before).std() == pytest.approx(np.sqrt(2), rel=0.1), "noise of both visits, of 1 each"
+            assert np.corrcoef(before, after - before)[0, 1] < 0
+
+    def test_is_continued_where_it_stopped(self, twice: Path, tmp_path: Path) -> None:
+        simulate(tmp_path / "data", **OPTIONS, retest=0.5)
+        lost = sorted((tmp_path / "data/retest").rglob("*_statmap.nii.gz"))[1]
+        for path in (lost, tmp_path / "data/truth.json"):
+            path.unlink()
+        assert simulate(tmp_path / "data", **OPTIONS, retest=0.5)["written"] == 1
+        assert digests(tmp_path / "data") == digests(twice)
+        summary = simulate(tmp_path / "data", **OPTIONS, retest=0.5)
+        assert summary["complete_before"]
+        images = [name for name in digests(twice) if name.endswith((".nii.gz", "bold.json"))]
+        assert summary["files"] == len(images)
+
+    def test_is_an_option_that_cannot_be_changed_later(self, cohort: Path, twice: Path) -> None:
+        with pytest.raises(UsageError, match=r"retest 0\.0 there, 0\.5 asked for"):
+            simulate(cohort, **OPTIONS, retest=0.5)
+        with pytest.raises(UsageError, match=r"retest 0\.5 there, 0\.0 asked for"):
+            simulate(twice, **OPTIONS)
+
+
 class TestRefuses:
     def test_a_folder_made_with_other_options(self, cohort: Path) -> None:
         before = digests(cohort)
@@ -137,7 +190,16 @@ class TestRefuses:
 
     @pytest.mark.parametrize(
         ("option", "value"),
-        [("subjects", 0), ("rois", 1), ("missing", 2), ("contrasts", 48), ("volumes", 1), ("tr", 0), ("resolution", 0)],
+        [
+            ("subjects", 0),
+            ("rois", 1),
+            ("missing", 2),
+            ("contrasts", 48),
+            ("volumes", 1),
+            ("tr", 0),
+            ("resolution", 0),
+            ("retest", 1.5),
+        ],
     )
     def test_options_out_of_range(self, tmp_path: Path, option: str, value: float) -> None:
         with pytest.raises(UsageError, match=f"{option}={value}"):

@@ -151,6 +151,21 @@ class TestLeftOut:
         assert found.left_out == {"1": "no rest run in the table"}
 
 
+class TestMapsAlone:
+    def test_need_no_column_of_rest_runs(self, tmp_path):
+        rows = [{"subject": "1", "contrast:LH": "a.nii"}, {"subject": "2", "contrast:LH": None}]
+        found = table.find(write_table(tmp_path / "t.csv", rows), needed="contrasts")
+        (person,) = found.participants
+        assert (person.subject, person.rest) == ("1", [])
+        assert person.contrasts == {"LH": Scan(f"{tmp_path}/a.nii")}
+        assert found.left_out == {"2": "no task map in the table"}
+
+    def test_of_nobody_are_an_error(self, tmp_path):
+        path = write_table(tmp_path / "t.csv", [{"subject": "1", "rest": "a.nii"}])
+        with pytest.raises(ConfigError, match="got no row with a task map that can be used"):
+            table.find(path, needed="contrasts")
+
+
 class TestRefused:
     def refuse(self, path, rows, message):
         with pytest.raises(ConfigError, match=message):

@@ -214,6 +214,30 @@ class TestInstances:
             ukb.find(f"{root}/nowhere")
 
 
+class TestMapsAlone:
+    def test_are_found_without_a_rest_run(self, root):
+        zipped(root, "1000011_20227_3_0")
+        zipped(root, "1000011_20249_2_0")
+        archive = zipped(root, "1000022_20249_3_0")
+        unpacked(root, "1000033_20249_3_0", [TASK_WARP])
+        found = ukb.find(root, instance=3, needed="contrasts")
+        (person,) = found.participants
+        assert (person.subject, person.rest, person.contrasts) == (
+            "1000022",
+            [],
+            {CONTRAST: in_zip(task_in, archive)},
+        )
+        assert found.left_out == {
+            "1000011": "no task map (field 20249) of instance 3, only of instance 2",
+            "1000033": f"no {ZSTAT} in 1000033_20249_3_0",
+        }
+
+    def test_of_nobody_are_an_error(self, tmp_path):
+        zipped(tmp_path, "1000011_20227_2_0")
+        with pytest.raises(ConfigError, match=r"nobody with a task map of instance 3 .* expected <eid>_20249_3_0.zip"):
+            ukb.find(str(tmp_path), instance=3, needed="contrasts")
+
+
 class TestTwice:
     @pytest.mark.parametrize(
         ("one", "other"),

@@ -12,7 +12,7 @@ from dtg_ray.errors import ModelError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.models import build
 from dtg_ray.models.artifact import NetworkModel, dump, load
-from dtg_ray.models.baselines import GroupMean, Linear
+from dtg_ray.models.baselines import GroupMean, Linear, Retest
 
 CONTRASTS = ("faces-shapes", "2back")
 CONFIG = {"architecture": "attention_unet", "n_rois": 3, "n_contrasts": 2, "width": 4}
@@ -123,6 +123,20 @@ class TestRoundTrip:
         assert make(grid).predict(connectomes[:0]).shape == (0, 2, grid.n_voxels)
 
 
+class TestRetest:
+    def test_is_the_same_after_the_way_to_files_and_back(self, grid):
+        files = dump(Retest(CONTRASTS, grid, n_rois=3))
+        loaded = load(*files)
+        assert isinstance(loaded, Retest)
+        assert (loaded.kind, loaded.contrasts, loaded.n_rois) == ("retest", CONTRASTS, 3)
+        assert loaded.grid.fingerprint == grid.fingerprint
+        assert dump(loaded) == files
+
+    def test_predicts_nothing(self, grid, connectomes):
+        with pytest.raises(ModelError, match="the maps of a second visit are read, not predicted"):
+            Retest(CONTRASTS, grid, n_rois=3).predict(connectomes)
+
+
 class TestNetworkModel:
     def test_the_network_sees_the_box_and_its_maps_are_masked(self, grid, connectomes):
         made = network()
@@ -215,7 +229,7 @@ class TestRefused:
         [
             ({"format_version": 2}, "got a model of format version 2, expected 1"),
             ({"format_version": None}, "got a model of format version None, expected 1"),
-            ({"kind": "oracle"}, "got a model of kind 'oracle', expected one of network, group_mean, linear"),
+            ({"kind": "oracle"}, "got a model of kind 'oracle', expected one of network, group_mean, linear, retest"),
             ({"sha256": "0" * 64}, "got tensors with sha256 [0-9a-f]{64}, expected 0{64}"),
             ({"grid": {"shape": [7, 9, 6], "fingerprint": "another"}}, "expected another"),
             ({"config": CONFIG | {"width": 8}}, "weights that do not fit the network"),
@@ -253,5 +267,5 @@ class TestRefused:
         class Oracle:
             pass
 
-        with pytest.raises(ModelError, match="got a Oracle, expected a NetworkModel, GroupMean or Linear"):
+        with pytest.raises(ModelError, match="got a Oracle, expected a NetworkModel, GroupMean, Linear or Retest"):
             dump(Oracle())

@@ -15,12 +15,26 @@ import pandas as pd
 import pytest
 import yaml
 
-from cohort_files import GRID, rest_run, task_map, write_cohort, write_image, write_rest, write_rois, write_table
+from cohort_files import (
+    GRID,
+    rest_run,
+    task_map,
+    write_cohort,
+    write_image,
+    write_map,
+    write_rest,
+    write_rois,
+    write_table,
+)
 from dtg_ray import Study, ledger
 from dtg_ray.cli import main
+from dtg_ray.cohort import generative
+from dtg_ray.cohort import simulate as simulated
 from dtg_ray.imaging.connectome import connectome, roi_timeseries
 from dtg_ray.imaging.rest import Recipe, read_run
 from dtg_ray.imaging.scan import Scan
+from dtg_ray.stages import evaluate
+from dtg_ray.study import COHORT, cohort_bytes
 from native_files import NATIVE, displacement, native_image
 from stage_tools import Tools
 
@@ -319,6 +333,153 @@ def test_only_people_who_are_asked_for_take_part(tools: Tools, tmp_path) -> None
     assert list(Study(root).cohort["subject"]) == ["sub-0002", "sub-0005"]
     left_out = pd.read_parquet(f"{root}/left_out.parquet").set_index("subject")["reason"]
     assert left_out.to_dict() == {"sub-9999": "wanted, but not found"}
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A simulated cohort, half of whom come twice, and its study; one map of the second visit is damaged."""
+    folder = tmp_path_factory.mktemp("twice")
+    data, root = folder / "data", str(folder / "study")
+    options = {"subjects": 24, "resolution": 8, "volumes": 40, "rois": 5, "contrasts": 3, "retest": 0.5, "missing": 0.2}
+    dtg("simulate", str(data), *(f"--{name}={value}" for name, value in options.items()))
+    settings = {
+        "grid": {"resolution": 8},
+        "cohort": {"block_size": 4, "validation": 0, "test": 0.2},
+        "models": {"group_mean": {"kind": "group_mean"}, "again": {"kind": "retest"}},
+        "prediction": {"permutations": 20, "folds": 2, "features": ["synthetic:again"]},
+    }
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    source = ("--bids", str(data), "--retest", str(data / "retest"), "--rois", str(next(data.glob("tpl-*.nii.gz"))))
+    dtg("init", root, *source, "--config", str(folder / "settings.yaml"))
+    for stage in ("connectomes", "contrasts"):
+        dtg(stage, root, "--inline", "--quiet")
+    dtg("train", root, "--inline", "--quiet", "--model", "again")
+    return data, root
+
+
+class TestRetest:
+    def read(self, root: str, check: int = 0) -> np.ndarray:
+        """Maps of the second visit, (contrast, subject, voxel)."""
+        dtg("synthesize", root, "--inline", "--quiet", "--model", "again", check=check)
+        return Study(root).synthetic("again").to_numpy()
+
+    def test_maps_are_those_of_the_images(self, twice) -> None:
+        data, root = twice
+        maps, study = self.read(root), Study(root)
+        people = {path.parents[1].name for path in data.glob("retest/*/func/*")}
+        assert len(people) == 12
+        for row, subject in enumerate(study.cohort["subject"]):
+            for number, contrast in enumerate(study.config.contrasts):
+                task, name = contrast.split("_")
+                (*found,) = data.glob(f"retest/{subject}/func/*task-{task}_*contrast-{name}_*")
+                expected = nib.load(found[0]).get_fdata()[study.grid.mask] if found else np.nan
+                np.testing.assert_array_equal(maps[number, row], np.float16(expected) + np.zeros_like(maps[0, 0]))
+        status = rows(root, "synthesize/again")["status"]
+        assert set(status.index[status == "done"]) == people
+        assert set(status[status != "done"]) == {"excluded"}
+
+    def test_people_are_held_out_with_their_families(self, twice) -> None:
+        cohort = Study(twice[1]).cohort
+        again = cohort["retest"].map(len) > 0
+        assert (cohort.loc[cohort["group"].isin(cohort.loc[again, "group"]), "split"] == "test").all()
+        assert (cohort["split"] == "train").sum() >= 2
+
+    def test_agrees_with_the_first_visit_as_well_as_the_noise_lets_it(self, twice) -> None:
+        data, root = twice
+        self.read(root)
+        dtg("evaluate", root, "--inline", "--quiet", "--model", "again")
+        study = Study(root)
+        table = pd.read_parquet(f"{root}/evaluation/again.parquet").set_index("contrast")
+        truth = json.loads((data / "truth.json").read_text())
+        cohort = simulated.Cohort(data, simulated.Options(**truth["options"]))
+        ceilings: dict[str, list[float]] = {name: [] for name in study.config.contrasts}
+        for index, maps in enumerate(study.cohort["retest"]):
+            networks = generative.network_maps(
+                study.grid.coordinates, cohort.population, cohort.parameters, cohort.subject(index)
+            )
+            for contrast in cohort.population.contrasts:
+                if (name := f"{contrast.task}_{contrast.name}") in maps:
+                    true = generative.task_map(networks, contrast, cohort.parameters)[study.grey_matter]
+                    ceilings[name].append(true.var() / (true.var() + cohort.parameters.task_noise**2))
+        assert table["subjects"].to_dict() == {name: len(values) for name, values in ceilings.items()}
+        assert table["subjects"].min() < 12, "some lack contrasts"
+        for name, values in ceilings.items():
+            assert table.loc[name, "r"] == pytest.approx(np.mean(values), abs=0.02)
+        assert (table["identification"] == 1).all()
+
+    def test_takes_part_in_everything_that_follows(self, twice) -> None:
+        root = twice[1]
+        dtg("run", root, "--inline", "--quiet")
+        study = Study(root)
+        assert (study.status()["pending"] == 0).all()
+        scores = pd.read_parquet(f"{root}/prediction/synthetic-again/scores.parquet")
+        complete = sum(len(maps) == 3 for maps in study.cohort["retest"])
+        assert set(scores["subjects"]) == {complete}
+        assert study.storage.exists("report/maps.png")
+
+    def test_of_one_person_is_too_few_to_compare_and_leaves_the_picture_to_the_others(self, twice, tmp_path) -> None:
+        shutil.copytree(twice[1], tmp_path / "study")
+        study = Study(str(tmp_path / "study"))
+        alone = next(subject for subject, maps in study.cohort["retest"].items() if maps)
+        study.cohort["retest"] = [maps if name == alone else {} for name, maps in study.cohort["retest"].items()]
+        study.storage.write(COHORT, cohort_bytes(study.cohort))
+        dtg("run", study.uri, "--inline", "--quiet")
+        assert "two of them" in rows(study.uri, "evaluate/again").loc["again", "message"]
+        assert evaluate.read_summary(Study(study.uri))["model"].tolist() == ["group_mean"]
+        with_it = study.storage.read("report/maps.png")
+        path = tmp_path / "study/study.yaml"
+        document = yaml.safe_load(path.read_text())
+        del document["models"]["again"]
+        path.write_text(yaml.safe_dump({**document, "prediction": {"features": ["measured"]}}, sort_keys=False))
+        dtg("report", study.uri, "--inline", "--quiet")
+        assert study.storage.read("report/maps.png") == with_it
+
+    def test_a_damaged_map_fails_its_subject_by_name(self, twice, tmp_path) -> None:
+        shutil.copytree(twice[1], tmp_path / "study")
+        shutil.copytree(twice[0] / "retest", tmp_path / "retest")
+        root = str(tmp_path / "study")
+        study = Study(root)
+        for maps in study.cohort["retest"]:
+            for name, scan in maps.items():
+                maps[name] = Scan(scan.image.replace(str(twice[0]), str(tmp_path)))
+        study.storage.write(COHORT, cohort_bytes(study.cohort))
+        damaged = next(subject for subject, maps in study.cohort["retest"].items() if maps)
+        image = Path(next(iter(study.cohort["retest"][damaged].values())).image)
+        image.write_bytes(image.read_bytes()[:2000])
+        maps = self.read(root, check=3)
+        table = rows(root, "synthesize/again")
+        assert table.index[table["status"] == "failed"].tolist() == [damaged]
+        assert image.name in table.loc[damaged, "message"]
+        assert np.isnan(maps[:, study.positions([damaged])]).all()
+        assert (table["status"] == "done").sum() == 11
+
+    def test_may_be_another_session_of_the_same_folder(self, tmp_path, capsys) -> None:
+        for subject in ("01", "02", "03"):
+            write_rest(tmp_path / "data", subject, "ses-1")
+            for session in ("ses-1", "ses-2"):
+                write_map(tmp_path / "data", subject, "LH", session)
+        source = (
+            "--bids",
+            str(tmp_path / "data"),
+            "--rois",
+            write_rois(tmp_path / "rois.nii.gz"),
+            "--resolution",
+            "16",
+        )
+        more = ("--select", "ses=1", "--retest", str(tmp_path / "data"))
+        dtg("init", str(tmp_path / "study"), *source, *more, check=2)
+        assert "as a map of both visits of sub-01" in capsys.readouterr().err
+        dtg("init", str(tmp_path / "study"), *source, *more, "--retest-select", "ses=2")
+        maps = Study(str(tmp_path / "study")).cohort["retest"]["sub-02"]
+        assert maps["MOTOR_LH"].image.endswith("sub-02_task-MOTOR_ses-2_contrast-LH_stat-z_statmap.nii.gz")
+
+    def test_options_belong_together(self, tmp_path, capsys) -> None:
+        source = (str(tmp_path / "study"), "--rois", "x")
+        dtg("init", *source, "--bids", "x", "--retest-select", "ses=2", check=2)
+        assert "got --retest-select without --retest" in capsys.readouterr().err
+        (tmp_path / "table.csv").write_text("subject,rest\n1,a.nii\n")
+        dtg("init", *source, "--table", str(tmp_path / "table.csv"), "--retest", "a.csv", "b.csv", check=2)
+        assert "got --retest with 2 roots, expected one with --table" in capsys.readouterr().err
 
 
 def test_options_of_another_layout_are_refused(tmp_path, capsys) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dtg_ray.cohort.layouts import Found, Participant, gather, listing
+from dtg_ray.cohort.layouts import NEEDED, Found, Needed, Participant, gather, listing
 from dtg_ray.cohort.phenotypes import read_tables
 from dtg_ray.errors import ConfigError
 from dtg_ray.imaging.rois import natural_key
@@ -26,6 +26,7 @@ MAPS = ("statmap", "zmap", "zstat")
 CONFOUNDS = ("timeseries", "regressors")
 """What fMRIPrep calls its table of confounds, and called it before version 20."""
 PEOPLE = ("participants.tsv", "phenotypes.tsv")
+DESCRIPTION = "dataset_description.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,13 @@ class _File:
         return frozenset((key, value) for key, value in self.entities.items() if key not in keys)
 
 
-def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping[str, str] | None = None) -> Found:
+def find(
+    roots: str | Sequence[str],
+    *,
+    rest_task: str = "rest",
+    select: Mapping[str, str] | None = None,
+    needed: Needed = "rest",
+) -> Found:
     """Find rest runs (`*_task-rest_*_bold.nii[.gz|.zst]`) and z-maps (`*_contrast-*_stat-z_statmap.nii[.gz|.zst]`).
 
     Brain masks and confounds that fMRIPrep wrote for a run go with it. Maps may also be called by `taskcontrast-`
@@ -61,13 +68,16 @@ def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping
     Parameters
     ----------
     roots : str or sequence of str
-        Derivatives folders, local or s3://; people are told by `sub-` across them.
+        Derivatives folders, local or s3://; people are told by `sub-` across them. Of a dataset the datasets in it
+        (folders with a dataset_description.json of their own) are no part, but for those in `derivatives/`.
     rest_task : str
         Value of `task-` of the rest runs.
     select : mapping of str to str, optional
         Entities the files must have, for example `{"space": "MNI152NLin6Asym", "res": "2"}`. A file that does not
         carry the entity at all is not turned away by it, but for BOLD without `space`: that is in native space.
         Images in individual spaces are only taken where `space` is selected.
+    needed : {"rest", "contrasts"}
+        Who has none of these is left out.
 
     Raises
     ------
@@ -78,7 +88,8 @@ def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping
     listed = _listed(storages)
     images, tables = _parsed(listed, IMAGE), _parsed(listed, TABLE)
     rest = [file for file in images if file.suffix == "bold" and file.entities.get("task") == rest_task]
-    _check_selection(select or {}, images)
+    if needed == "rest":  # maps alone need not have all entities that choose among the runs
+        _check_selection(select or {}, images)
     runs = [file for file in rest if _selected(file, select or {})]
     maps = [file for file in images if _is_zmap(file) and _selected(file, select or {})]
     _check_versions(runs, maps)
@@ -87,15 +98,19 @@ def find(roots: str | Sequence[str], *, rest_task: str = "rest", select: Mapping
         people[run.subject].rest.append(scan)
     for image in maps:
         people[image.subject].contrasts[image.contrast] = Scan(image.uri)
-    with_rest = [person for person in people.values() if person.rest]
-    if not with_rest:
+    with_it = [person for person in people.values() if person.has(needed)]
+    if not with_it:
+        name = {"rest": f"*_task-{rest_task}_*_bold.nii.gz", "contrasts": "*_contrast-*_statmap.nii.gz"}[needed]
         raise ConfigError(
-            f"{_roots(storages)}: got no *_task-{rest_task}_*_bold.nii.gz below it, expected at least one",
+            f"{_roots(storages)}: got no {name} below it, expected at least one",
             hint="check the folder, --rest-task and --select",
         )
-    left_out = _without_rest(people, rest, f"no rest run (task-{rest_task})")
+    if needed == "rest":
+        left_out = _without_rest(people, rest, f"no rest run (task-{rest_task})")
+    else:
+        left_out = {name: f"no {NEEDED[needed]}" for name, person in people.items() if not person.has(needed)}
     about = [storage.uri(name) for storage in storages for name in PEOPLE if storage.uri(name) in listed]
-    return gather(with_rest, left_out, read_tables(about), listed)
+    return gather(with_it, left_out, read_tables(about), listed)
 
 
 def parse(name: str, extension: re.Pattern[str] = IMAGE) -> tuple[dict[str, str], str]:
@@ -119,8 +134,22 @@ def _listed(storages: Sequence[Storage]) -> dict[str, int]:
         files = listing(storage, FOLDER)
         if not files:
             raise ConfigError(f"{storage.root}: got no file below it, expected BIDS derivatives")
-        listed |= files
+        listed |= _own(files, storage.root)
     return listed
+
+
+def _own(files: Mapping[str, int], root: str) -> dict[str, int]:
+    """Files of a dataset itself and of its derivatives, without those of other datasets in it, such as another visit.
+
+    A folder that is no dataset, but holds some, is all of these.
+    """
+    others = []
+    for uri in files:
+        folder, _, name = uri.removeprefix(f"{root}/").partition("/")
+        if name == DESCRIPTION and folder != "derivatives" and not FOLDER.fullmatch(folder):
+            others.append(f"{root}/{folder}/")
+    is_dataset = f"{root}/{DESCRIPTION}" in files
+    return {uri: size for uri, size in files.items() if not (is_dataset and uri.startswith(tuple(others)))}
 
 
 def _parsed(uris: Iterable[str], extension: re.Pattern[str]) -> list[_File]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, NamedTuple
 
-from dtg_ray.cohort.layouts import Found, Participant, gather
+from dtg_ray.cohort.layouts import NEEDED, Found, Needed, Participant, gather
 from dtg_ray.cohort.phenotypes import read_tables
 from dtg_ray.errors import ConfigError
 from dtg_ray.imaging.scan import Scan
@@ -25,6 +25,8 @@ SUBJECT = re.compile(r"\d{6}")
 FEAT = re.compile(r"tfMRI_[A-Z]+_hp200_s(?P<smoothing>\d+)_(?P<analysis>level2vol|level2_MSMAll)\.feat")
 COPES = {"level2vol": "cope{cope}.feat/stats", "level2_MSMAll": "GrayordinatesStats/cope{cope}.feat"}
 """Where the maps of each analysis are; of the second there are volumes only where somebody made them from CIFTI."""
+FILES: dict[Needed, str] = {"rest": "rfMRI_REST*_hp2000_clean.nii.gz", "contrasts": "zstat1.nii.gz"}
+"""What they are called, for people."""
 REQUESTS = 16
 """Subjects listed at once."""
 Analysis = Literal["level2vol", "level2_MSMAll"]
@@ -63,6 +65,12 @@ class _Subject:
     maps: dict[Version, dict[str, Scan]]
     sizes: dict[str, int]
 
+    def participant(self) -> Participant:
+        """The same as all layouts tell it; there are maps of one version only."""
+        return Participant(
+            self.name, self.rest, {name: scan for maps in self.maps.values() for name, scan in maps.items()}
+        )
+
 
 def find(
     root: str,
@@ -72,6 +80,7 @@ def find(
     smoothing: int | None = None,
     analysis: Analysis | None = None,
     tables: Sequence[str] = (),
+    needed: Needed = "rest",
 ) -> Found:
     """Find cleaned rest runs (`rfMRI_REST1_LR_hp2000_clean.nii.gz` ...) and the z-maps of 47 contrasts.
 
@@ -92,26 +101,26 @@ def find(
         Of the maps; the second is CIFTI in the release and is found where it was made into `zstat1.nii.gz`.
     tables : sequence of str
         CSV, TSV or Parquet tables about the people, such as HCP's own, by `Subject`.
+    needed : {"rest", "contrasts"}
+        Who has none of these is left out.
 
     Raises
     ------
     ConfigError
-        When nobody has a rest run, maps are there in several versions, or a name is not known.
+        When nobody has what is needed, maps are there in several versions, or a name is not known.
     """
     storage = Storage(root)
     wanted = _Wanted(_copes(contrasts), smoothing, analysis)
     names = _subjects(storage) if subjects is None else _checked(subjects)
     with contextlib.closing(_look(storage, names, wanted)) as looked:
-        found = _one_version(looked)
-    participants = [
-        Participant(one.name, one.rest, {name: scan for maps in one.maps.values() for name, scan in maps.items()})
-        for one in found
-        if one.rest
-    ]
-    left_out = {one.name: "no rest run (rfMRI_REST*_hp2000_clean.nii.gz)" for one in found if not one.rest}
+        found = _one_version(looked, needed)
+    people = [one.participant() for one in found]
+    participants = [person for person in people if person.has(needed)]
+    reason = f"no {NEEDED[needed]} ({FILES[needed]})"
+    left_out = {person.subject: reason for person in people if not person.has(needed)}
     if not participants:
         raise ConfigError(
-            f"{storage.root}: got {len(names)} folders of subjects, none with a rest run, expected at least one",
+            f"{storage.root}: got {len(names)} folders of subjects, none with a {NEEDED[needed]}, expected one",
             hint=f"the root holds folders such as 100307/{RESULTS}/rfMRI_REST1_LR",
         )
     sizes = {uri: size for one in found for uri, size in one.sizes.items()}
@@ -196,12 +205,12 @@ def _entries(storage: Storage, folder: str) -> dict[str, int]:
     return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: listed_bytes(entry) for entry in entries}
 
 
-def _one_version(subjects: Iterator[_Subject]) -> list[_Subject]:
-    """All subjects, as long as the maps of all are of the same version."""
+def _one_version(subjects: Iterator[_Subject], needed: Needed) -> list[_Subject]:
+    """All subjects, as long as the maps of all who take part are of the same version."""
     owner: dict[Version, str] = {}
     found = []
     for one in subjects:
-        for version in one.maps if one.rest else ():
+        for version in one.maps if one.rest or needed == "contrasts" else ():
             owner.setdefault(version, one.name)
         if len(owner) > 1:
             some = ", ".join(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dtg_ray.cohort.layouts import Found, Participant, gather
+from dtg_ray.cohort.layouts import NEEDED, Found, Needed, Participant, gather
 from dtg_ray.cohort.phenotypes import name_subject_column, read_any_table, repeated_subjects
 from dtg_ray.errors import ConfigError, SubjectError, TableError, UnsafePathError
 from dtg_ray.imaging.scan import Scan
@@ -20,7 +20,7 @@ REST_COMPANIONS = ("warp", "premat", "reference", "mask", "confounds", "motion")
 CONTRAST_COMPANIONS = ("warp", "premat", "reference", "mask")
 
 
-def find(path: str) -> Found:
+def find(path: str, *, needed: Needed = "rest") -> Found:
     """Read a table with columns `subject`, `rest`, `contrast:NAME` ... and anything else about the people.
 
     `rest` may hold several runs, separated by `;`. What belongs to them is in `rest_warp`, `rest_premat`,
@@ -29,13 +29,19 @@ def find(path: str) -> Found:
     `premat:NAME`, `reference:NAME` and `mask:NAME`. Relative paths are meant from the table's folder and stay below it;
     in `zip://MEMBER::ARCHIVE` that is the archive's.
 
+    Parameters
+    ----------
+    path : str
+    needed : {"rest", "contrasts"}
+        Who has none of these is left out; where it is the contrasts, there may be no column `rest`.
+
     Raises
     ------
     ConfigError
         When a column is missing or not known, or no row can be used.
     """
     table = name_subject_column(read_any_table(path), path)
-    contrasts = _contrasts(list(table.columns), path)
+    contrasts = _contrasts(list(table.columns), path, needed)
     folder = normalize(path).rsplit("/", 1)[0]
     repeated = repeated_subjects(table)
     left_out = dict.fromkeys(repeated, "in several rows of the table, expected one")
@@ -47,20 +53,22 @@ def find(path: str) -> Found:
         except SubjectError as error:
             left_out[row["subject"]] = str(error)
             continue
-        if person.rest:
+        if person.has(needed):
             participants.append(person)
         else:
-            left_out[person.subject] = "no rest run in the table"
+            left_out[person.subject] = f"no {NEEDED[needed]} in the table"
     if not participants:
         some = "; ".join(f"{subject}: {reason}" for subject, reason in sorted(left_out.items())[:3])
-        raise ConfigError(f"{path}: got no row with a rest run that can be used, expected at least one", hint=some)
+        raise ConfigError(
+            f"{path}: got no row with a {NEEDED[needed]} that can be used, expected at least one", hint=some
+        )
     about = [column for column in table.columns if column not in _path_columns(contrasts)]
     return gather(participants, left_out, table[about].reset_index(drop=True), {})
 
 
-def _contrasts(columns: Sequence[str], path: str) -> list[str]:
+def _contrasts(columns: Sequence[str], path: str, needed: Needed) -> list[str]:
     """Names of the contrasts; columns that look like paths and belong to nothing are refused."""
-    if REST not in columns:
+    if needed == "rest" and REST not in columns:
         raise ConfigError(f"{path}: got columns {list(columns)}, expected one called 'rest'")
     names = [column.removeprefix(f"{CONTRAST}:") for column in columns if column.startswith(f"{CONTRAST}:")]
     prefixes = (f"{REST}_", *(f"{part}:" for part in (CONTRAST, *CONTRAST_COMPANIONS)))
@@ -79,19 +87,23 @@ def _path_columns(contrasts: Sequence[str]) -> set[str]:
 
 
 def _participant(row: Mapping[Any, Any], contrasts: Sequence[str], folder: str) -> Participant:
-    images = [part for part in _parts(row, REST) if part]
-    if not images:
-        return Participant(row["subject"])
-    columns = {"image": images}
-    for name in REST_COMPANIONS:
-        columns[name] = _per_run(_parts(row, f"{REST}_{name}"), len(images), f"{REST}_{name}")
-    runs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    person = Participant(row["subject"], [_scan(run, folder) for run in runs])
+    person = Participant(row["subject"], [_scan(run, folder) for run in _runs(row)])
     for name in contrasts:
         files = {part: _text(row.get(f"{part}:{name}")) for part in CONTRAST_COMPANIONS}
         if image := _text(row[f"{CONTRAST}:{name}"]):
             person.contrasts[name] = _scan({"image": image, **files}, folder)
     return person
+
+
+def _runs(row: Mapping[Any, Any]) -> list[dict[str, str]]:
+    """Image and companions of each rest run; what stands beside no run is left alone."""
+    images = [part for part in _parts(row, REST) if part]
+    if not images:
+        return []
+    columns = {"image": images}
+    for name in REST_COMPANIONS:
+        columns[name] = _per_run(_parts(row, f"{REST}_{name}"), len(images), f"{REST}_{name}")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _per_run(values: list[str], n_runs: int, column: str) -> list[str]:

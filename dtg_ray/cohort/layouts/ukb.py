@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dtg_ray.cohort.layouts import Found, Participant, gather, listing
+from dtg_ray.cohort.layouts import NEEDED, Found, Needed, Participant, gather, listing
 from dtg_ray.cohort.phenotypes import read_tables
 from dtg_ray.errors import ConfigError
 from dtg_ray.imaging.scan import Scan
@@ -15,6 +15,9 @@ from dtg_ray.imaging.streams import member
 from dtg_ray.store.files import Storage
 
 REST, TASK = "20227", "20249"
+FIELDS: dict[Needed, str] = {"rest": REST, "contrasts": TASK}
+FIRST_VISIT = 2
+"""Number of the first imaging visit; the next number is the repeat."""
 BULK = re.compile(rf"(?P<eid>\d+)_(?P<field>{REST}|{TASK})_(?P<instance>\d+)_\d+")
 FOLDER = re.compile(rf"(?P<eid>\d+)(_({REST}|{TASK})_(?P<instance>\d+)_\d+)?")
 REST_FILES = {
@@ -45,9 +48,10 @@ class _Package:
 def find(
     root: str,
     *,
-    instance: int = 2,
+    instance: int = FIRST_VISIT,
     contrasts: Mapping[str, int] | Sequence[str] = ("EMOTION_FACES-SHAPES",),
     tables: Sequence[str] = (),
+    needed: Needed = "rest",
 ) -> Found:
     """Find `<eid>_20227_<instance>_<array>.zip` and `<eid>_20249_...` anywhere below the root, or what was in them.
 
@@ -66,26 +70,29 @@ def find(
         Names of `ZSTATS`, or names of one's own with the numbers of their z-maps.
     tables : sequence of str
         CSV, TSV or Parquet tables about the people, by eid.
+    needed : {"rest", "contrasts"}
+        Who has none of these is left out.
 
     Raises
     ------
     ConfigError
-        When nobody has a rest run of that instance, or a contrast or a table is not known.
+        When nobody has what is needed of that instance, or a contrast or a table is not known.
     """
     numbers = _numbers(contrasts)
+    images = [REST_FILES["image"]] if needed == "rest" else [_zstat(number) for number in numbers.values()]
     storage = Storage(root)
     listed = listing(storage, FOLDER)
     participants, left_out = [], {}
     for eid, packages in _packages(listed, instance).items():
-        of_instance = [package for package in packages if package.instance == instance]
-        if reason := _why_not(packages, of_instance, instance, storage.root, listed):
+        if reason := _why_not(packages, instance, storage.root, listed, needed, images):
             left_out[eid] = reason
         else:
+            of_instance = [package for package in packages if package.instance == instance]
             participants.append(_participant(eid, of_instance, numbers, listed))
     if not participants:
         raise ConfigError(
-            f"{storage.root}: got nobody with a rest run of instance {instance} among {len(left_out)} people, "
-            f"expected <eid>_{REST}_{instance}_0.zip or folders of such names",
+            f"{storage.root}: got nobody with a {NEEDED[needed]} of instance {instance} among {len(left_out)} people, "
+            f"expected <eid>_{FIELDS[needed]}_{instance}_0.zip or folders of such names",
             hint=f"check the folder and --instance{_example(left_out)}",
         )
     return gather(participants, left_out, read_tables(tables), listed)
@@ -116,21 +123,33 @@ def _packages(listed: Mapping[str, int], instance: int) -> dict[str, list[_Packa
     return {eid: sorted(packages, key=lambda package: package.uri) for eid, packages in sorted(found.items())}
 
 
+def _zstat(number: int) -> str:
+    """Where a z-map is in a package."""
+    return f"fMRI/tfMRI.feat/stats/zstat{number}.nii.gz"
+
+
 def _why_not(
-    packages: Sequence[_Package], of_instance: Sequence[_Package], instance: int, root: str, listed: Mapping[str, int]
+    packages: Sequence[_Package],
+    instance: int,
+    root: str,
+    listed: Mapping[str, int],
+    needed: Needed,
+    images: Sequence[str],
 ) -> str:
-    """Why somebody does not take part; empty for those who do."""
+    """Why somebody does not take part; empty for those who do, who have what is `needed`: one of the `images`."""
+    of_instance = [package for package in packages if package.instance == instance]
     for field in (REST, TASK):
         places = [package.uri.removeprefix(f"{root}/") for package in of_instance if package.field == field]
         if len(places) > 1:
             return f"got field {field} of instance {instance} in {' and in '.join(places)}, expected it once"
-    rest = next((package for package in of_instance if package.field == REST), None)
-    if rest is None:
-        others = sorted({package.instance for package in packages if package.field == REST})
+    of_field = [package for package in packages if package.field == FIELDS[needed]]
+    one = next((package for package in of_field if package.instance == instance), None)
+    if one is None:
+        others = sorted({package.instance for package in of_field})
         only = f", only of instance {', '.join(map(str, others))}" if others else ""
-        return f"no rest run (field {REST}) of instance {instance}{only}"
-    if not rest.packed and f"{rest.uri}/{REST_FILES['image']}" not in listed:
-        return f"no {REST_FILES['image']} in {rest.uri.removeprefix(f'{root}/')}"
+        return f"no {NEEDED[needed]} (field {FIELDS[needed]}) of instance {instance}{only}"
+    if not one.packed and not any(f"{one.uri}/{image}" in listed for image in images):
+        return f"no {' or '.join(images)} in {one.uri.removeprefix(f'{root}/')}"
     return ""
 
 
@@ -143,7 +162,7 @@ def _participant(
             person.rest.append(_scan(package, REST_FILES, listed))
             continue
         for name, number in numbers.items():
-            image = f"fMRI/tfMRI.feat/stats/zstat{number}.nii.gz"
+            image = _zstat(number)
             if package.packed or f"{package.uri}/{image}" in listed:
                 person.contrasts[name] = _scan(package, {"image": image, **TASK_FILES}, listed)
     return person
