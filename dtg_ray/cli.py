@@ -130,7 +130,7 @@ def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
     verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
-    verb.add_argument("--overwrite", action="store_true", help="replace models trained with other settings or people")
+    verb.add_argument("--overwrite", action="store_true", help="train anew and replace the models that are there")
     verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
 
 

@@ -77,6 +77,8 @@ def run(study: Study, source: str, name: str, config: str | None, options: Optio
         raise UsageError(f"got --config with {source}, expected it with a checkpoint (.ckpt)")
     else:
         model, origin = _from_folder(study, source)
+    if model.kind == "retest":
+        raise UsageError(f"got {source}, the maps of second visits, expected a model that predicts")
     sha256 = save_model(study, f"models/{name}", model, {"source": source, **origin})
     entry = ImportedConfig(kind="imported", source=source, sha256=sha256, contrasts=model.contrasts)
     add_to_config(study, {"models": {name: entry.model_dump(mode="json")}})

@@ -45,7 +45,7 @@ class Options:
     cpus : int, optional
         How many CPUs a Ray of its own may use; by default all of this process.
     overwrite : bool
-        Replace models that were trained with other settings or on other people.
+        Train anew, and replace the models that are there.
     """
 
     address: str | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.config import BaselineConfig, ImportedConfig, TrainConfig
+from dtg_ray.config import TRAINED_NETWORKS, BaselineConfig, TrainConfig
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.models import activation_values
 from dtg_ray.models.baselines import Retest
@@ -42,15 +43,13 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
 
 def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     account = ledger.account(study, f"train/{name}")
-    pending = account.pending(retry_failed=options.retry_failed)
-    if study.config.models[name].kind == "retest":
-        nothing = Plan(f"train/{name}", 1, len(pending), 0)
-        return settle(study, account, nothing, functools.partial(_commit_retest, study, name), options)
-    imported = isinstance(study.config.models[name], ImportedConfig)
-    work = _check_import if imported else functools.partial(_train, options=options)
+    pending = [ledger.MODEL] if options.overwrite else account.pending(retry_failed=options.retry_failed)
     todo = plan(study, name, pending)
-    if pending and not (imported or todo.waiting or options.dry_run or options.overwrite):
-        _refuse_to_overwrite(study, name, str(account.owed[ledger.MODEL]))
+    work = NOTHING_TO_FIT.get(study.config.models[name].kind)
+    if work is None:
+        work = functools.partial(_train, options=options)
+        if pending and not (todo.waiting or options.dry_run or options.overwrite):
+            _refuse_to_overwrite(study, name, str(account.owed[ledger.MODEL]))
     return settle(study, account, todo, functools.partial(work, study, name), options)
 
 
@@ -65,21 +64,21 @@ def _commit_retest(study: Study, name: str, today: str) -> Row:
 def plan(study: Study, name: str, pending: list[str]) -> Plan:
     """Subjects and bytes of one pass; memory of a worker, mostly the activations of a batch."""
     config = study.config.models[name]
-    if isinstance(config, ImportedConfig):
+    if config.kind in NOTHING_TO_FIT:
         return Plan(f"train/{name}", 1, len(pending), 0)
     members = study.cohort[study.cohort["split"].isin(["train", "validation"])]
     one = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts))
     memory, cpus, waiting = one * 8 + 500 * 2**20, 1.0, ""
     if pending:
         waiting = require_settled(study, ["connectomes", "contrasts"], "training")
-    if not isinstance(config, BaselineConfig):
+    if isinstance(config, TRAINED_NETWORKS):
         network = network_config(study, name) if pending and not waiting else None
         memory += _memory_of_a_batch(network, config.train, study) if network else 0
         memory += min(
             int(config.train.cache_gigabytes * 2**30), 2 * one * len(members) * study.config.connectomes.windows
         )
         cpus = config.train.cpus_per_worker
-        if pending and not waiting and account_is_open(study, name):
+        if pending and not waiting and ledger.account(study, f"train/{name}").owed[ledger.MODEL] is None:
             waiting = f"train/{getattr(config, 'start', '')}, from which {name} starts"
     return Plan(
         stage=f"train/{name}",
@@ -92,11 +91,6 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
         cpus=cpus,
         waiting=waiting,
     )
-
-
-def account_is_open(study: Study, name: str) -> bool:
-    """Whether the model that another one starts from is still to be made."""
-    return None in ledger.account(study, f"train/{name}").owed.values()
 
 
 def _memory_of_a_batch(network: dict[str, Any], config: TrainConfig, study: Study) -> int:
@@ -148,6 +142,10 @@ def _check_import(study: Study, name: str, _today: str) -> Row:
     except ModelError as error:
         raise StudyError(f"{name}: {error}", hint="import it again: dtg import-model") from error
     return Row(name, "done")
+
+
+NOTHING_TO_FIT: dict[str, Callable[[Study, str, str], Row]] = {"imported": _check_import, "retest": _commit_retest}
+"""What is done instead, by kind of model."""
 
 
 def _refuse_to_overwrite(study: Study, name: str, today: str) -> None:

@@ -226,6 +226,14 @@ class TestAnotherConfiguration:
         )
         assert dtg("train", str(study), "--inline", "--quiet", "--overwrite") == 0
 
+    def test_is_trained_anew_when_told(self, study: Path, arrays: Arrays) -> None:
+        configure(study, unet=network())
+        assert dtg("train", str(study), "--inline", "--quiet") == 0
+        before, ended = arrays(study), history(study, "unet")["ended"].max()
+        assert dtg("train", str(study), "--inline", "--quiet", "--overwrite") == 0
+        assert history(study, "unet")["ended"].min() > ended
+        assert arrays(study) == before
+
     def test_how_data_are_read_is_no_other_configuration(self, study: Path) -> None:
         configure(study, unet=network())
         assert dtg("train", str(study), "--inline", "--quiet") == 0

@@ -101,6 +101,8 @@ def trained(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "whole": {**network, "train": plain},
         "parts": {**network, "train": {**plain, "accumulate": 2}},
         "workers": {**network, "train": {**plain, "workers": 2}},
+        "contrastive": {**network, "train": {**plain, "loss": "crr", "alpha": 2.0}},
+        "together": {**network, "train": {**plain, "loss": "crr", "alpha": 2.0, "workers": 2, "global_batch": True}},
         "hasty": {**network, "architecture": "resunet", "train": {**plain, **hasty, "weight_decay": 0.1}},
     }
     path, root = settings_with(tools, folder, models=models), folder / "study"
@@ -131,6 +133,15 @@ class TestTrainedInSeveralWays:
         histories = [pd.read_parquet(trained / "models" / name / "history.parquet") for name in ("whole", "workers")]
         for figure in ("loss", "validation_loss", "validation_r"):
             np.testing.assert_allclose(histories[1][figure], histories[0][figure], rtol=1e-3)
+
+    def test_a_contrastive_loss_of_two_workers_is_that_of_one(self, trained: Path) -> None:
+        alone, together = (
+            pd.read_parquet(trained / "models" / name / "history.parquet") for name in ("contrastive", "together")
+        )
+        for figure in ("loss", "validation_loss"):
+            np.testing.assert_allclose(together[figure], alone[figure], atol=1e-4)
+        whole = pd.read_parquet(trained / "models" / "whole" / "history.parquet")
+        assert np.abs(whole["loss"] - alone["loss"]).min() > 0.01, "the contrastive term should count"
 
     def test_patience_ends_a_training(self, trained: Path) -> None:
         history = pd.read_parquet(trained / "models" / "hasty" / "history.parquet")

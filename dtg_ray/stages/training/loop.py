@@ -174,7 +174,7 @@ class Training:
             rate = learning_rate_factor(progress.epoch + progress.step / len(batches), self.config, past)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * rate
-            progress.losses.append(self._step(members, tensors))
+            progress.losses.append(self.step(members, tensors))
             progress.step += 1
             progress.spent, begin = progress.spent + time.perf_counter() - begin, time.perf_counter()
             progress.waited, self.feed.waited = progress.waited + self.feed.waited, 0.0
@@ -198,7 +198,7 @@ class Training:
             windows = self.assignment.windows[subject]
             yield subject, random_window(self.config.seed, self.progress.epoch, self.number[subject], windows)
 
-    def _step(self, members: Sequence[str], chunks: Sequence[Tensor]) -> float:
+    def step(self, members: Sequence[str], chunks: Sequence[Tensor]) -> float:
         """One step of the optimizer; the mean loss of all workers."""
         self.optimizer.zero_grad(set_to_none=True)
         maps, windows = chunks[: len(members)], chunks[len(members) :]

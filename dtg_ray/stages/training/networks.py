@@ -65,7 +65,9 @@ def fit_network(study: Study, name: str, identity: Mapping[str, Any], options: O
     folder = f"train/{name}"
     assignment = assign(study, name, folder)
     checkpoints = Checkpoints(study.storage, folder)
-    checkpoints.claim(identity, overwrite=options.overwrite)
+    if options.overwrite:
+        checkpoints.clear()
+    checkpoints.claim(identity)
     config = TrainConfig.model_validate(assignment.train)
     events = (study.storage, f"{folder}/tensorboard/events.out.tfevents.dtg_ray")
     herald = Herald(folder, config.epochs, events, options)
