@@ -126,11 +126,12 @@ def _train(study: Study, name: str, today: str, options: Options) -> Row:
 
 def _commit(study: Study, name: str, fitted: Fitted, provenance: dict[str, Any]) -> None:
     """Replace what is there by the models kept beside the selected one, the history, and, last, the selected one."""
+    kept = [which for which in fitted.models if which != fitted.selected]
     for file in study.storage.names(f"models/{name}"):
-        study.storage.delete(file)
-    for which, model in fitted.models.items():
-        if which != fitted.selected:
-            save_model(study, f"models/{name}/{which}", model, {**provenance, "weights": which})
+        if file.split("/")[2:-1] not in ([], *([which] for which in kept)):  # of weights that were not selected before
+            study.storage.delete(file)
+    for which in kept:
+        save_model(study, f"models/{name}/{which}", fitted.models[which], {**provenance, "weights": which})
     write_table(study.storage, f"models/{name}/history.parquet", pd.DataFrame(fitted.history))
     save_model(study, f"models/{name}", fitted.models[fitted.selected], {**provenance, "weights": fitted.selected})
 

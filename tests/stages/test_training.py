@@ -100,7 +100,7 @@ def trained(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = {
         "whole": {**network, "train": plain},
         "parts": {**network, "train": {**plain, "accumulate": 2}},
-        "workers": {**network, "train": {**plain, "workers": 2}},
+        "workers": {**network, "train": {**plain, "workers": 2, "readers": 1, "cache_gigabytes": 0}},
         "contrastive": {**network, "train": {**plain, "loss": "crr", "alpha": 2.0}},
         "together": {**network, "train": {**plain, "loss": "crr", "alpha": 2.0, "workers": 2, "global_batch": True}},
         "hasty": {**network, "architecture": "resunet", "train": {**plain, **hasty, "weight_decay": 0.1}},

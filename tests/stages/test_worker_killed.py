@@ -41,31 +41,40 @@ def position(root: Path) -> str:
     return names[-1] if names else ""
 
 
-@pytest.mark.timeout(300 + 60 * KILLS)
-def test_workers_killed_at_random_moments_cost_a_checkpoint_at_most(
-    tools: Tools, tmp_path: Path, arrays: Arrays
-) -> None:
-    root, whole = tmp_path / "study", tmp_path / "whole"
-    epochs = 80 * KILLS
-    train = {"epochs": epochs, "batch_size": 4, "cpus_per_worker": 1, "checkpoint_minutes": 0}
-    settings = tmp_path / "settings.yaml"
-    models = {"unet": {"kind": "network", "width": 4, "train": train}}
+def prepare(tools: Tools, root: Path, **train: int) -> None:
+    """A study with a network to train, its connectomes and maps."""
+    settings = root.parent / "settings.yaml"
+    quick = {"batch_size": 4, "cpus_per_worker": 1, "checkpoint_minutes": 0, **train}
+    models = {"unet": {"kind": "network", "width": 4, "train": quick}}
     settings.write_text(yaml.safe_dump({**yaml.safe_load(tools.settings.read_text()), "models": models}))
     source = ("--bids", str(tools.data), "--rois", str(tools.rois), "--config", str(settings))
     tools.dtg("init", str(root), *source)
     for stage in ("connectomes", "contrasts"):
         tools.dtg(stage, str(root), "--inline")
-    shutil.copytree(root, whole)
 
+
+def wait_for_progress(driver: subprocess.Popen[bytes], root: Path) -> None:
+    """Wait for another checkpoint: where there is none in between, training gives up in the end."""
+    before = position(root)
+    while position(root) == before:
+        assert driver.poll() is None, f"training ended (exit code {driver.returncode}) before it was disturbed"
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(300 + 60 * KILLS)
+def test_workers_killed_at_random_moments_cost_a_checkpoint_at_most(
+    tools: Tools, tmp_path: Path, arrays: Arrays
+) -> None:
+    root, whole = tmp_path / "study", tmp_path / "whole"
+    prepare(tools, root, epochs=40 * KILLS)
+    shutil.copytree(root, whole)
     rng = np.random.default_rng()
     driver = tools.start("train", str(root), "--quiet")
     try:
         killed: set[int] = set()
         for _ in range(KILLS):
-            worker, before = worker_of(driver, killed), position(root)
-            while position(root) == before:  # it has to get somewhere, or training gives up in the end
-                assert driver.poll() is None, "training ended before all workers were killed"
-                time.sleep(0.01)
+            worker = worker_of(driver, killed)
+            wait_for_progress(driver, root)
             time.sleep(float(rng.uniform(0, 1.5)))
             worker.kill()
             killed.add(worker.pid)
@@ -74,4 +83,29 @@ def test_workers_killed_at_random_moments_cost_a_checkpoint_at_most(
         driver.kill()
     assert len(killed) == KILLS
     tools.dtg("train", str(whole), "--inline", "--quiet")
+    assert arrays(root) == arrays(whole)
+
+
+@pytest.mark.timeout(500)
+def test_a_node_that_is_lost_is_replaced_by_another(tools: Tools, tmp_path: Path, arrays: Arrays) -> None:
+    from ray.cluster_utils import Cluster
+
+    root, whole = tmp_path / "study", tmp_path / "whole"
+    prepare(tools, root, epochs=120, workers=2)
+    shutil.copytree(root, whole)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+    driver = None
+    try:
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
+        driver = tools.start("train", str(root), "--quiet", "--address", cluster.address)
+        wait_for_progress(driver, root)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1, object_store_memory=10**8)
+        wait_for_progress(driver, root)
+        assert driver.wait(timeout=300) == 0
+    finally:
+        if driver is not None:
+            driver.kill()
+        cluster.shutdown()
+    tools.dtg("train", str(whole), "--quiet")
     assert arrays(root) == arrays(whole)

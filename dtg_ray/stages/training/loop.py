@@ -145,6 +145,7 @@ class Training:
         self.number = {subject: row for row, subject in enumerate(assignment.training)}
         self.checkpoints = Checkpoints(study.storage, assignment.folder)
         self.progress = self._restore()
+        self._check_agreement()
         self.forward: Callable[[Tensor], Tensor] = self.network
         self._saved = time.monotonic()
 
@@ -320,6 +321,15 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generator"].cpu())
         return Progress(**{name: state[name] for name in vars(Progress())})
+
+    def _check_agreement(self) -> None:
+        """All processes have to go on from the same checkpoint; a second driver may have written one in between."""
+        positions = self.world.everyone((self.progress.epoch, self.progress.step))
+        if len(set(positions)) > 1:
+            raise StudyError(
+                f"{self.assignment.folder}: workers got the checkpoints {positions} (epoch, step), expected one",
+                hint="is another `dtg train` at work on this model? Let one of them end",
+            )
 
     def _compile(self) -> None:
         """Try torch.compile on a copy, forward and backward; where it cannot, training goes on without."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dtg_ray import ledger
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig
 from dtg_ray.errors import DTGError, StudyError
@@ -213,9 +215,11 @@ def work(settings: Mapping[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    context, put = ray.train.get_context(), settings["mailbox"].put.remote
+    context, put, device = ray.train.get_context(), settings["mailbox"].put.remote, get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where nccl exchanges objects
     try:
-        train(settings["assignment"], World(context.get_world_rank(), context.get_world_size(), get_device()), put)
+        train(settings["assignment"], World(context.get_world_rank(), context.get_world_size(), device), put)
     except DTGError as error:
         ray.get(put({"error": (str(error), error.hint)}))
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import sys
 import threading
@@ -109,6 +110,7 @@ def event_file(history: Sequence[Mapping[str, float]]) -> bytes:
     return b"".join(_record(event.SerializeToString()) for event in events)
 
 
+@functools.lru_cache(maxsize=10_000)  # the checksum is slow, and every epoch asks for all of them again
 def _record(data: bytes) -> bytes:
     """One record of an event file: length, checksum, data, checksum."""
     from tensorboardX.record_writer import masked_crc32c
