@@ -26,8 +26,9 @@ from dtg_ray import Study
 from dtg_ray.config import TrainConfig
 from dtg_ray.models import build
 from dtg_ray.stages.training.data import MAPS
-from dtg_ray.stages.training.loop import Training, loss_of
+from dtg_ray.stages.training.loop import Training
 from dtg_ray.stages.training.networks import assign
+from dtg_ray.stages.training.recipe import loss_of
 from dtg_ray.stages.training.world import World
 
 PEAK_TFLOPS = {"H200": 989.4, "H100": 989.4, "A100": 312.0}

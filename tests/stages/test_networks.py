@@ -21,6 +21,7 @@ import yaml
 from dtg_ray import Study, cli
 from dtg_ray.models import build
 from dtg_ray.stages.models import load_model
+from dtg_ray.stages.training.checkpoints import Checkpoints
 from reference import PUBLISHED, needs_published
 from stage_tools import Arrays, Tools
 from tensorboard_events import scalars
@@ -111,6 +112,16 @@ class TestATraining:
         for key, value in weights(study, "plain").items():
             np.testing.assert_array_equal(weights(study, "compiled")[key], value)
 
+    def test_that_diverges_stops_with_the_last_good_checkpoint(
+        self, study: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        configure(study, unet={**network(learning_rate=1e30, epochs=9), "norm": "none"})
+        assert dtg("train", str(study), "--inline") == 1
+        assert "a lower learning_rate, or clip" in capsys.readouterr().err
+        found = Checkpoints(Study(str(study)).storage, "train/unet").newest()
+        assert found is None or all(np.isfinite(loss) for loss in found["losses"])
+        assert not (study / "models").exists()
+
     def test_several_workers_are_not_inline(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
         configure(study, unet=network(workers=2))
         assert dtg("train", str(study), "--inline") == 1
@@ -185,8 +196,6 @@ class TestInterrupted:
                 real(_self, state, position)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-        from dtg_ray.stages.training.checkpoints import Checkpoints
 
         real = Checkpoints.save
         monkeypatch.setattr(Checkpoints, "save", mend)
@@ -293,6 +302,20 @@ class TestFinetuned:
         assert pd.read_parquet(other / "evaluation/unet-frozen.parquet")["contrast"].tolist() == ["MOTOR_LH"]
         assert study.synthetic("unet-frozen").shape[0] == 3
         assert study.map(study.cohort.index[0], "EMOTION_FACES", "unet-frozen").shape == study.grid.shape
+
+    def test_compares_contrasts_by_name_whatever_their_order(self, pretrained: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(pretrained, other, ignore=shutil.ignore_patterns("train", "models", "contrasts*"))
+        document = yaml.safe_load((other / "study.yaml").read_text())
+        document["contrasts"] = document["contrasts"][::-1]
+        (other / "study.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        configure(other, linear={"kind": "linear"})
+        assert dtg("contrasts", str(other), "--inline", "--quiet") == 0
+        losses = {}
+        for root, source in ((pretrained, "unet"), (other, f"{pretrained}/models/unet")):
+            assert self.finetune(root, source, "frozen", "--name", "tuned") == 0
+            losses[root] = history(root, "tuned")["loss"]
+        np.testing.assert_allclose(losses[pretrained], losses[other], rtol=1e-4)
 
     def test_again_goes_on_or_has_nothing_to_do(self, pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.finetune(pretrained, "unet", "new") == 0

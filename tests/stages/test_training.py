@@ -16,7 +16,7 @@ from dtg_ray.cohort.simulate import simulate
 from dtg_ray.config import TrainConfig
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import load_model
-from dtg_ray.stages.training.loop import is_over, learning_rate_factor, parts_of
+from dtg_ray.stages.training.recipe import is_over, learning_rate_factor, parts_of
 from stage_tools import COHORT, Tools
 
 

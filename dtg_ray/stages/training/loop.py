@@ -7,7 +7,6 @@ undisturbed one: the order of subjects and the choice of windows come from (seed
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 
 from dtg_ray.config import TrainConfig
 from dtg_ray.errors import StudyError
-from dtg_ray.models import build, losses, output_layer, schedule
+from dtg_ray.models import build, output_layer
 from dtg_ray.models.unet import load_weights
 from dtg_ray.stages.models import starting_model
 from dtg_ray.stages.training.checkpoints import Checkpoints
 from dtg_ray.stages.training.data import MAPS, Boxes, Chunks, Feed, Item, epoch_batches, random_window
+from dtg_ray.stages.training.recipe import is_over, learning_rate_factor, loss_of, parts_of, scores
 from dtg_ray.stages.training.validation import validate
 from dtg_ray.stages.training.world import World, bare
 from dtg_ray.study import Study
@@ -175,7 +175,7 @@ class Training:
             rate = learning_rate_factor(progress.epoch + progress.step / len(batches), self.config, past)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * rate
-            progress.losses.append(self.step(members, tensors))
+            progress.losses.append(self._checked(self.step(members, tensors)))
             progress.step += 1
             progress.spent, begin = progress.spent + time.perf_counter() - begin, time.perf_counter()
             progress.waited, self.feed.waited = progress.waited + self.feed.waited, 0.0
@@ -232,10 +232,20 @@ class Training:
         loss = loss_of(prediction, target, self.config, self.progress.epoch)
         return loss * self.world.size if self.config.global_batch else loss
 
+    def _checked(self, loss: float) -> float:
+        """Stop before weights that are no numbers replace a checkpoint; all processes have the same loss."""
+        if not math.isfinite(loss):
+            raise StudyError(
+                f"{self.assignment.folder}: got a loss of {loss} in epoch {self.progress.epoch + 1}; the last "
+                "checkpoint is from before",
+                hint="a lower learning_rate, or clip, keeps training from diverging",
+            )
+        return loss
+
     def _compared(self, boxes: Tensor) -> Tensor:
         """Grey-matter voxels of the outputs that are compared, (N, C, G)."""
         outputs = self.assignment.outputs
-        every = len(outputs) == boxes.shape[1]
+        every = outputs == list(range(boxes.shape[1]))
         return self.boxes.grey(boxes if every else boxes[:, outputs])
 
     def _precision(self) -> torch.autocast:
@@ -345,62 +355,6 @@ class Training:
             self.report({"warning": f"torch.compile failed ({type(error).__name__}: {reason}); training without it"})
             return
         self.forward = torch.compile(self.network)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some subjects of a batch that are computed at once.
-
-    Parameters
-    ----------
-    start, stop : int
-        Their rows.
-    weight : float
-        Their share of the batch.
-    last : bool
-        Whether the batch ends with them.
-    """
-
-    start: int
-    stop: int
-    weight: float
-    last: bool
-
-
-def parts_of(members: int, config: TrainConfig) -> list[Part]:
-    """What is computed at once of a worker's batch: equal parts of two subjects or more, as contrastive losses need."""
-    count = max(min(config.accumulate, members // 2), 1)
-    cuts = [members * number // count for number in range(count + 1)]
-    return [Part(start, stop, (stop - start) / members, stop == members) for start, stop in itertools.pairwise(cuts)]
-
-
-def loss_of(prediction: Tensor, target: Tensor, config: TrainConfig, epoch: int) -> Tensor:
-    """The loss of a configuration between maps (N, C, G)."""
-    if config.loss == "rc":
-        within, between = schedule.annealed_margins(epoch)
-        return losses.rc_loss(prediction, target, within_margin=within, between_margin=between)
-    if config.loss == "crr":
-        return losses.crr_loss(prediction, target, margin=config.margin, alpha=config.alpha)
-    return losses.mse(prediction, target) if config.loss == "mse" else losses.mae(prediction, target)
-
-
-def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """What tells whether training gets better, per epoch: the validation loss, without validation the training loss."""
-    return [line.get("validation_loss", line["loss"]) for line in history]
-
-
-def is_over(history: Sequence[Mapping[str, float]], config: TrainConfig) -> bool:
-    """Whether all epochs are done, or patience is at its end."""
-    return len(history) >= config.epochs or schedule.should_stop(scores(history), config.stop_patience)
-
-
-def learning_rate_factor(epochs_done: float, config: TrainConfig, past: Sequence[float]) -> float:
-    """Share of the learning rate after some epochs; a function of time and past scores, so resuming needs no state."""
-    if config.schedule == "cosine":
-        return schedule.cosine_factor(epochs_done / config.epochs)
-    if config.schedule == "plateau":
-        return schedule.plateau_factor(past, schedule.Plateau(config.plateau_patience), config.plateau_factor)
-    return 1.0
 
 
 def starting_network(study: Study, assignment: Assignment) -> tuple[nn.Module, np.ndarray | None]:

@@ -19,8 +19,9 @@ from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import network_config
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.training.checkpoints import Checkpoints
-from dtg_ray.stages.training.loop import BEST, Assignment, is_over, starting_network, train
+from dtg_ray.stages.training.loop import BEST, Assignment, starting_network, train
 from dtg_ray.stages.training.progress import Herald, listening
+from dtg_ray.stages.training.recipe import is_over
 from dtg_ray.stages.training.world import World
 from dtg_ray.study import Study
 
