@@ -129,6 +129,71 @@ def test_a_config_is_frozen():
             setattr(config, name, 1)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"batch_size": 5, "workers": 2}, "batch_size 5 for 2 workers, expected two subjects each"),
+        ({"batch_size": 4, "workers": 4}, "batch_size 4 for 4 workers, expected two subjects each"),
+        ({"batch_size": 5, "workers": 2, "loss": "mse"}, "batch_size 5 for 2 workers, expected equal shares"),
+        (
+            {"batch_size": 4, "global_batch": True, "accumulate": 2},
+            "global_batch with accumulate, expected one of them",
+        ),
+    ],
+)
+def test_workers_have_to_share_a_batch(train, message):
+    with pytest.raises(ConfigError, match=f"models.unet.train: .*{message}"):
+        parse({**MINIMAL, "models": {"unet": {"kind": "network", "train": train}}})
+
+
+@pytest.mark.parametrize(
+    "train", [{"batch_size": 4, "workers": 4, "global_batch": True}, {"batch_size": 4, "workers": 4, "loss": "mse"}]
+)
+def test_one_subject_is_enough_for_a_worker_that_does_not_contrast(train):
+    assert TrainConfig(**train).batch_size == 4
+
+
+IMPORTED = {"kind": "imported", "source": "x.ckpt", "sha256": "0", "contrasts": ["RH", "FOOT"]}
+
+
+def finetuned(start, head="frozen"):
+    return {"kind": "finetuned", "start": start, "head": head}
+
+
+class TestFinetuned:
+    def test_models_predict_the_contrasts_of_their_start_or_those_of_the_study(self):
+        models = {
+            "net": {"kind": "network"},
+            "other": IMPORTED,
+            "kept": finetuned("other"),
+            "again": finetuned("kept"),
+            "new": finetuned("other", "new"),
+        }
+        config = parse({**MINIMAL, "models": models})
+        predicted = {name: config.contrasts_of(name) for name in models}
+        theirs, ours = ("RH", "FOOT"), ("LH", "RH")
+        assert predicted == {"net": ours, "other": theirs, "kept": theirs, "again": theirs, "new": ours}
+
+    @pytest.mark.parametrize(
+        ("models", "message"),
+        [
+            (
+                {"a": finetuned("b"), "b": {"kind": "network"}},
+                r"models.a.start: got 'b', expected a network that stands",
+            ),
+            ({"a": finetuned("a")}, "models.a.start: got 'a', expected a network that stands before it"),
+            ({"b": {"kind": "linear"}, "a": finetuned("b")}, "models.a.start: got 'b', expected a network"),
+            (
+                {"b": {**IMPORTED, "contrasts": ["FOOT"]}, "a": finetuned("b")},
+                "models.a: got no contrast of this study that b predicts",
+            ),
+        ],
+    )
+    def test_models_need_a_start_that_fits(self, models, message):
+        with pytest.raises(ConfigError, match=message):
+            parse({**MINIMAL, "models": models})
+
+
 class TestFeatureSets:
     def test_given_ones_are_kept(self):
         config = parse({**MINIMAL, "prediction": {"features": ["measured", "synthetic:linear"]}})

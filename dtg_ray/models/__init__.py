@@ -130,7 +130,7 @@ def activation_values(config: Mapping[str, Any], shape: tuple[int, ...]) -> tupl
 
     sizes: list[int] = []
     with torch.device("meta"):  # shapes without memory or work
-        network = build(config)
+        network = build(config).eval()
         for module in network.modules():
             if not list(module.children()):
                 module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dtg_ray.config import NetworkConfig
-from dtg_ray.models import ARCHITECTURES, CHOICES, build
+from dtg_ray.models import ARCHITECTURES, CHOICES, activation_values, build, output_layer
 
 SMALL = {"n_rois": 3, "n_contrasts": 2, "width": 4}
 
@@ -30,6 +30,27 @@ class TestEvery:
         network = build(SMALL | {"architecture": architecture, "depth": depth}).eval()
         with torch.inference_mode():
             assert network(torch.randn(2, 3, *box)).shape == (2, 2, *box)
+
+    def test_the_output_layer_makes_the_maps(self, architecture):
+        network = build(SMALL | {"architecture": architecture}).eval()
+        name, layer = output_layer(network)
+        assert layer.out_channels == 2
+        assert network.state_dict()[f"{name}.weight"] is not None
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([3.0, -2.0]))
+            y = network(torch.randn(1, 3, 8, 9, 8))
+        assert (y[:, 0] == 3).all()
+        assert (y[:, 1] == -2).all()
+
+    def test_activations_are_counted_without_computing_them(self, architecture):
+        config, sizes = SMALL | {"architecture": architecture, "depth": 2}, []
+        network = build(config).eval()
+        for module in network.modules():
+            if not list(module.children()):
+                module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
+        network(torch.randn(1, 3, 13, 8, 11))
+        assert activation_values(config, (13, 8, 11)) == (sum(sizes), max(sizes))
 
     @pytest.mark.parametrize("norm", CHOICES["norm"])
     @pytest.mark.parametrize("activation", CHOICES["activation"])

@@ -1,0 +1,34 @@
+"""What a training says."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.training.progress import Herald, duration, epoch_line
+from dtg_ray.store.files import Storage
+
+LINE = {"epoch": 3, "loss": 0.51234, "validation_r": 0.7, "waiting": 0.25, "ended": 0.0, "seconds": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.234, "0.23 s"), (9.96, "10 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3599.9, "1 h 0 min"), (7890, "2 h 11 min")],
+)
+def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_an_epoch_is_one_line_with_the_time_to_go() -> None:
+    line = epoch_line(LINE, 10, [50.0, 70.0])
+    assert line == "epoch 4/10, loss 0.5123, r 0.7, 1 min 10 s, 25% of it waiting for data, 6 min 0 s to go"
+    assert "to go" not in epoch_line({**LINE, "epoch": 9}, 10, [50.0])
+    assert "waiting" not in epoch_line({**LINE, "waiting": 0.01}, 10, [50.0])
+
+
+def test_a_file_that_cannot_be_written_is_said_once(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train").write_text("a file where a folder should be")
+    herald = Herald("train/unet", 10, (Storage(str(tmp_path)), "train/events"), Options(quiet=True))
+    for _ in range(2):
+        herald({"history": [LINE]})
+    assert capsys.readouterr().err.count("TensorBoard's file could not be written") == 1
