@@ -94,11 +94,11 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
 
 
 def _memory_of_a_batch(network: dict[str, Any], config: TrainConfig, study: Study) -> int:
-    """Bytes of what a worker keeps of a batch between forward and backward pass."""
-    every, _ = activation_values(network, study.grid.shape)
+    """Bytes of what a worker keeps of a batch between forward and backward pass, and of the largest gradient."""
+    every, largest = activation_values(network, study.grid.shape)
     subjects = -(-config.batch_size // (config.workers * config.accumulate))
     inputs = study.grid.mask.size * (study.n_rois + 2 * network["n_contrasts"])
-    return subjects * (every + inputs) * 4
+    return subjects * (every + largest + inputs) * 4
 
 
 def _train(study: Study, name: str, today: str, options: Options) -> Row:

@@ -21,7 +21,7 @@ from dtg_ray import ledger
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.report.pictures import curves
-from dtg_ray.stages.maps import SubjectReader, chosen_models, usable
+from dtg_ray.stages.maps import SubjectReader, chosen_models, require_settled, usable
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, Resources, map_units, peak_memory, session
 from dtg_ray.stages.train import plan as plan_training
@@ -106,9 +106,9 @@ def run(
     rows = Receipts(study.storage, stage).read(list(owed))
     done = set(rows.loc[rows["fingerprint"] == rows["unit"].map(owed), "unit"]) if len(rows) else set()
     pending = [cell for cell in cells if cell.unit not in done]
-    todo = replace(
-        plan_training(study, scratch, [ledger.MODEL]), stage=stage, units=len(cells), pending=len(pending), waiting=""
-    )
+    todo = plan_training(study, scratch, [ledger.MODEL])
+    memory = todo.memory * study.config.models[scratch].train.workers  # type: ignore[union-attr]  # a cell has one worker
+    todo = replace(todo, stage=stage, units=len(cells), pending=len(pending), memory=memory, waiting="")
     todo.show(options)
     if options.dry_run:
         return pd.DataFrame()
@@ -142,6 +142,8 @@ def _check(study: Study, finetuned: str, scratch: str) -> None:
         chosen_models(study, name)
         if not isinstance(study.config.models[name], kind):
             raise UsageError(f"got {name}, a {study.config.models[name].kind} model, expected one of kind {what}")
+    if waiting := require_settled(study, ["connectomes", "contrasts"], "the transfer curve"):
+        raise StudyError(f"the transfer curve waits for {waiting}", hint="run that stage first")
     if len(usable(study, "test")) < FEWEST:
         raise StudyError("got less than 2 test subjects with a connectome and maps, expected at least 2")
 
