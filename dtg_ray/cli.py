@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get("DTG_TRACEBACK") or not _is_storage_trouble(error):
+        from dtg_ray.store.files import is_trouble
+
+        if os.environ.get("DTG_TRACEBACK") or not is_trouble(error):
             raise
         return _complain(f"storage: {type(error).__name__}: {error}", "DTG_TRACEBACK=1 shows where")
     except KeyboardInterrupt:
@@ -83,11 +85,6 @@ def _complain(message: str, hint: str = "", exit_code: int = 1) -> int:
     if hint:
         print(f"     {hint}", file=sys.stderr)
     return exit_code
-
-
-def _is_storage_trouble(error: Exception) -> bool:
-    """Whether an error is the disk's, the bucket's or the network's, and not a defect of ours."""
-    return isinstance(error, OSError) or type(error).__module__.startswith(("botocore.", "aiobotocore."))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ Nothing here looks at arrays: "done" means a receipt with today's fingerprint.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from dtg_ray.store.receipts import Receipts
 if TYPE_CHECKING:
     from dtg_ray.study import Study
 
+log = logging.getLogger(__name__)
 FORMAT = 2
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
@@ -126,10 +128,12 @@ def troubles(rows: pd.DataFrame) -> pd.DataFrame:
 def model_hash(study: Study, model: str) -> str | None:
     """Hash of a trained model's weights, None before it is trained."""
     try:
-        description = json.loads(study.storage.read(f"models/{model}/model.json"))
+        return str(json.loads(study.storage.read(f"models/{model}/model.json"))["sha256"])
     except MissingFileError:
         return None
-    return str(description["sha256"])
+    except (ValueError, KeyError):
+        log.warning("%s: damaged; the model counts as not there", study.storage.uri(f"models/{model}/model.json"))
+        return None
 
 
 def _connectomes(study: Study, _: str = "") -> dict[str, str | None]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dtg_ray.cohort.layouts.hcp import contrast_copes
-from dtg_ray.config import ImportedConfig, merge, parse, read_yaml, to_yaml
+from dtg_ray.config import ImportedConfig, parse, read_yaml, to_yaml
 from dtg_ray.errors import ConfigError, ModelError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.models import published
-from dtg_ray.models.artifact import Model, NetworkModel
+from dtg_ray.models.artifact import Model, NetworkModel, dump
 from dtg_ray.stages.models import provenance_of, read_model, save_model
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.files import Storage, normalize, read
@@ -64,8 +65,16 @@ def run(study: Study, source: str, name: str, config: str | None, options: Optio
     ModelError
         When the source cannot be read, holds pickled code, or was made for another grid or ROI set.
     """
-    source = normalize(source)
     _check_name(study, name, options)
+    model, origin, entry = read_source(study, normalize(source), config)
+    changed = with_models(study, {name: entry})
+    sha256 = save_model(study, f"models/{name}", model, origin)
+    study.storage.write(CONFIG, changed)
+    return sha256
+
+
+def read_source(study: Study, source: str, config: str | None) -> tuple[Model, dict[str, Any], ImportedConfig]:
+    """A model from elsewhere that fits a study, its provenance, and its entry in study.yaml; nothing is written."""
     if re.search(r"\.(ckpt|pt|pth)$", source):
         if config is None:
             raise UsageError(
@@ -79,22 +88,22 @@ def run(study: Study, source: str, name: str, config: str | None, options: Optio
         model, origin = _from_folder(study, source)
     if model.kind == "retest":
         raise UsageError(f"got {source}, the maps of second visits, expected a model that predicts")
-    sha256 = save_model(study, f"models/{name}", model, {"source": source, **origin})
+    sha256 = dump(model)[1]["sha256"]
     entry = ImportedConfig(kind="imported", source=source, sha256=sha256, contrasts=model.contrasts)
-    add_to_config(study, {"models": {name: entry.model_dump(mode="json")}})
-    return sha256
+    return model, {"source": source, **origin}, entry
 
 
-def add_to_config(study: Study, changes: dict[str, Any]) -> None:
-    """Add to study.yaml what a verb was told; a study that is open has to be opened anew to see it.
+def with_models(study: Study, models: Mapping[str, BaseModel]) -> bytes:
+    """study.yaml with some models added or replaced.
 
     Raises
     ------
     ConfigError
-        When the result does not hold; nothing is written then.
+        When the result does not hold.
     """
-    there = read_yaml(study.storage.read(CONFIG).decode(), study.storage.uri(CONFIG))
-    study.storage.write(CONFIG, to_yaml(parse(merge(there, changes))).encode())
+    document = read_yaml(study.storage.read(CONFIG).decode(), study.storage.uri(CONFIG))
+    entries = {name: model.model_dump(mode="json") for name, model in models.items()}
+    return to_yaml(parse({**document, "models": {**document["models"], **entries}})).encode()
 
 
 def _check_name(study: Study, name: str, options: Options) -> None:

@@ -34,6 +34,11 @@ class SubjectReader:
     def _maps(self) -> Any:
         return self.study.storage.open_zarr("contrasts.zarr")["maps"]
 
+    @functools.cached_property
+    def _acquired(self) -> dict[str, set[str]]:
+        cohort = self.study.cohort
+        return {subject: set(maps) for subject, maps in zip(cohort["subject"], cohort["contrasts"], strict=True)}
+
     def connectomes(self, subject: str) -> NDArray[np.float32]:
         """All windows of a subject, (W, K, V) float32; windows that were not recorded are left out.
 
@@ -66,15 +71,25 @@ class SubjectReader:
         return self.stored_maps(subject).astype(np.float32)
 
     def stored_maps(self, subject: str) -> NDArray[np.float16]:
-        """Measured maps of a subject as they are stored, (C, V) float16; NaN where not acquired."""
+        """Measured maps of a subject as they are stored, (C, V) float16; NaN where not acquired.
+
+        Raises
+        ------
+        StudyError
+            When one is lost that was acquired.
+        """
         maps: NDArray[np.float16] = np.asarray(self._maps[:, self.position[subject]])
+        acquired = self._acquired[subject]
+        for name, one in zip(self.study.config.contrasts, maps, strict=True):
+            if name in acquired and np.isnan(one).all():
+                raise _lost(subject, f"map of {name}", "contrasts")
         return maps
 
 
-def _lost(subject: str) -> StudyError:
+def _lost(subject: str, what: str = "connectome", stage: str = "connectomes") -> StudyError:
     return StudyError(
-        f"{subject}: got no connectome, expected one: its chunk was lost after its receipt was written",
-        hint="delete the receipt of its block below receipts/connectomes/ and run `dtg connectomes`",
+        f"{subject}: got no {what}, expected one: its chunk was lost after its receipt was written",
+        hint=f"delete the receipt of its block below receipts/{stage}/ and run `dtg {stage}`",
     )
 
 

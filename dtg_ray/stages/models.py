@@ -66,10 +66,10 @@ def settings_of(study: Study, name: str) -> dict[str, Any]:
 
 
 def provenance_of(study: Study, name: str) -> dict[str, Any] | None:
-    """What the model that is there says of itself, None when none is there."""
+    """What the model that is there says of itself, None when none is there that can be read."""
     try:
         provenance: dict[str, Any] = json.loads(study.storage.read(f"models/{name}/model.json"))["provenance"]
-    except MissingFileError:
+    except (MissingFileError, ValueError, KeyError):
         return None
     return provenance
 

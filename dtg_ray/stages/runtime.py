@@ -180,7 +180,7 @@ def map_units(
     _silence()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    actors = min(_room(resources), len(units))
+    actors = min(room(resources), len(units))
     dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
         _Adapter,
         fn_constructor_args=(worker, arguments),
@@ -217,7 +217,7 @@ class _Adapter:
         return {key: [value] for key, value in result.items()}
 
 
-def _room(resources: Resources) -> int:
+def room(resources: Resources) -> int:
     """How many workers fit the cluster; a worker that fits nowhere would wait for ever, so that is an error."""
     import ray
 

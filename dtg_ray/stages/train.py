@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from dtg_ray.stages.runtime import Options, session
 from dtg_ray.stages.single import settle
 from dtg_ray.stages.training.baselines import fit_group_mean, fit_linear
 from dtg_ray.stages.training.checkpoints import differences
-from dtg_ray.stages.training.networks import Fitted, fit_network
+from dtg_ray.stages.training.networks import Fitted, assign, claim_of, fit_network
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import write_table
 from dtg_ray.study import Study
@@ -103,25 +103,28 @@ def _memory_of_a_batch(network: dict[str, Any], config: TrainConfig, study: Stud
 
 def _train(study: Study, name: str, today: str, options: Options) -> Row:
     """Fit a model and write it."""
-    identity = {**settings_of(study, name), "fingerprint": today}
-    training, validation = usable(study, "train"), usable(study, "validation")
-    if len(training) < 2:
-        raise StudyError(
-            f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
-            hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
-        )
-    _check_contrasts(study, training)
-    provenance = {"training": training, "validation": validation, **identity}
+    config, identity = study.config.models[name], {**settings_of(study, name), "fingerprint": today}
+    if isinstance(config, BaselineConfig):
+        training = usable(study, "train")
+        if len(training) < 2:
+            raise StudyError(
+                f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",
+                hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
+            )
+        _check_contrasts(study, training, study.config.contrasts)
+        fit = fit_group_mean if config.kind == "group_mean" else fit_linear
+        with session(options):
+            model = fit(study, training, options)
+        save_model(study, f"models/{name}", model, {"training": training, **identity})
+        return Row(name, "done", qc={"subjects": float(len(training))})
+    assignment = assign(study, name, today)
+    _check_contrasts(study, assignment.training, assignment.contrasts)
     with session(options):
-        config = study.config.models[name]
-        if isinstance(config, BaselineConfig):
-            fit = fit_group_mean if config.kind == "group_mean" else fit_linear
-            save_model(study, f"models/{name}", fit(study, training, options), provenance)
-            return Row(name, "done", qc={"subjects": float(len(training))})
-        fitted = fit_network(study, name, identity, options)
-    _commit(study, name, fitted, provenance)
+        fitted = fit_network(study, name, today, options)
+    people = {"training": fitted.assignment.training, "validation": fitted.assignment.validation}
+    _commit(study, name, fitted, {**people, **identity})
     figures = {key: float(value) for key, value in fitted.history[-1].items() if "/" not in key}
-    return Row(name, "done", qc={"subjects": float(len(training)), **figures})
+    return Row(name, "done", qc={"subjects": float(len(people["training"])), **figures})
 
 
 def _commit(study: Study, name: str, fitted: Fitted, provenance: dict[str, Any]) -> None:
@@ -152,20 +155,28 @@ NOTHING_TO_FIT: dict[str, Callable[[Study, str, str], Row]] = {"imported": _chec
 def _refuse_to_overwrite(study: Study, name: str, today: str) -> None:
     """Leave a model alone that was trained with other settings or on other people."""
     there = provenance_of(study, name)
-    if there is None or there["fingerprint"] == today:
+    if there is None or there.get("fingerprint") == today or _is_being_replaced(study, name, today):
         return
     settings = settings_of(study, name)["settings"]
     raise StudyError(
-        f"models/{name}: got a model there that differs in {differences(there['settings'], settings)}; "
+        f"models/{name}: got a model there that differs in {differences(there.get('settings', {}), settings)}; "
         "it was not touched",
         hint="give the new one another name in study.yaml, or replace the old one with --overwrite",
     )
 
 
-def _check_contrasts(study: Study, training: list[str]) -> None:
+def _is_being_replaced(study: Study, name: str, today: str) -> bool:
+    """Whether a training was begun with --overwrite that is to be continued."""
+    if not isinstance(study.config.models[name], TRAINED_NETWORKS):
+        return False
+    claim = claim_of(study, name, assign(study, name, today))
+    return (claim.there() or {}).get("key") == claim.key
+
+
+def _check_contrasts(study: Study, training: list[str], contrasts: Sequence[str]) -> None:
     """Refuse a contrast without a training map: a network would make its maps up."""
     acquired = {name for subject in training for name in study.cohort.loc[[subject], "contrasts"].iloc[0]}
-    if absent := [name for name in study.config.contrasts if name not in acquired]:
+    if absent := [name for name in contrasts if name not in acquired]:
         raise StudyError(
             f"got no training subject with {', '.join(absent)}, expected at least one for each contrast",
             hint="leave them out (contrasts: in study.yaml), or change cohort.seed or the shares of the splits",

@@ -98,11 +98,12 @@ def run(
     """
     _check(study, finetuned, scratch)
     whole = {name: assign(study, name, "") for name in (finetuned, scratch)}
-    counts = subject_counts(sizes, min(len(one.training) for one in whole.values()))
+    people = [subject for subject in whole[scratch].training if subject in set(whole[finetuned].training)]
+    counts = subject_counts(sizes, len(people))
     ways = (("finetuned", finetuned), ("scratch", scratch))
     cells = [Cell(way, name, n, seed) for n in counts for seed in range(seeds) for way, name in ways]
     stage = f"transfer/{finetuned}-{scratch}"
-    owed = {cell.unit: _fingerprint(study, cell) for cell in cells}
+    owed = {cell.unit: _fingerprint(study, cell, people, whole[cell.model].validation) for cell in cells}
     rows = Receipts(study.storage, stage).read(list(owed))
     done = set(rows.loc[rows["fingerprint"] == rows["unit"].map(owed), "unit"]) if len(rows) else set()
     pending = [cell for cell in cells if cell.unit not in done]
@@ -112,7 +113,7 @@ def run(
     todo.show(options)
     if options.dry_run:
         return pd.DataFrame()
-    _run_cells(study, stage, pending, owed, todo, options)
+    _run_cells(study, stage, pending, owed, people, todo, options)
     return _write(study, stage, cells)
 
 
@@ -148,16 +149,22 @@ def _check(study: Study, finetuned: str, scratch: str) -> None:
         raise StudyError("got less than 2 test subjects with a connectome and maps, expected at least 2")
 
 
-def _fingerprint(study: Study, cell: Cell) -> str:
+def _fingerprint(study: Study, cell: Cell, people: list[str], validation: list[str]) -> str:
     owed = ledger.account(study, f"train/{cell.model}").owed[ledger.MODEL]
     if owed is None:
         start = getattr(study.config.models[cell.model], "start", "")
         raise StudyError(f"{cell.model} waits for train/{start}", hint=f"dtg train {study.uri} --model {start}")
-    return fingerprint("transfer", owed, asdict(cell))
+    return fingerprint("transfer", owed, asdict(cell), people, validation, usable(study, "test"))
 
 
 def _run_cells(
-    study: Study, stage: str, pending: Sequence[Cell], owed: Mapping[str, str], todo: Plan, options: Options
+    study: Study,
+    stage: str,
+    pending: Sequence[Cell],
+    owed: Mapping[str, str],
+    people: list[str],
+    todo: Plan,
+    options: Options,
 ) -> None:
     """Train, several at a time where there is room."""
     if not pending:
@@ -167,7 +174,8 @@ def _run_cells(
     cells = {cell.unit: asdict(cell) for cell in pending}
     with session(options), tqdm(total=len(pending), desc=stage, unit="training", disable=options.quiet) as bar:
         resources = Resources(todo.cpus, gpus, todo.memory)
-        for _ in map_units(CellWorker, (study.uri, stage, cells, dict(owed), shared), list(cells), resources, options):
+        arguments = (study.uri, stage, cells, dict(owed), people, shared)
+        for _ in map_units(CellWorker, arguments, list(cells), resources, options):
             bar.update()
 
 
@@ -189,21 +197,30 @@ class CellWorker:
         By the name of their receipts.
     owed : dict of str to str
         Their fingerprints.
+    people : list of str
+        Whom both ways can be trained on.
     contrasts : list of str
         That are evaluated.
     """
 
-    def __init__(self, uri: str, stage: str, cells: dict[str, Any], owed: dict[str, str], contrasts: list[str]) -> None:
-        self.study, self.cells, self.owed, self.contrasts = Study(uri), cells, owed, contrasts
+    def __init__(
+        self,
+        uri: str,
+        stage: str,
+        cells: dict[str, Any],
+        owed: dict[str, str],
+        people: list[str],
+        contrasts: list[str],
+    ) -> None:
+        self.study, self.cells, self.owed, self.people, self.contrasts = Study(uri), cells, owed, people, contrasts
         self.receipts, self.reader = Receipts(self.study.storage, stage), SubjectReader(self.study)
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Train and evaluate; a training that was killed goes on from its last checkpoint."""
         begin, cell, today = time.perf_counter(), Cell(**self.cells[unit]), self.owed[unit]
         attempt = self.receipts.withdraw(unit)
-        assignment = self._assign(cell)
+        assignment = self._assign(cell, today)
         checkpoints = Checkpoints(self.study.storage, assignment.folder)
-        checkpoints.claim({"settings": asdict(cell), "fingerprint": today}, overwrite=True)
         world = World() if not assignment.train["gpu"] else World(device=_gpu())
         train(assignment, world, lambda _message: None)
         figures = self._evaluate(cell, assignment)
@@ -212,13 +229,13 @@ class CellWorker:
         checkpoints.clear()
         return {"unit": unit}
 
-    def _assign(self, cell: Cell) -> Assignment:
-        """The training of the model, on some of its subjects, with as many steps as on all."""
-        whole = assign(self.study, cell.model, f"{self.receipts.stage}/{cell.unit}")
-        order = np.random.default_rng([cell.seed, 0]).permutation(len(whole.training))
-        chosen = [whole.training[row] for row in sorted(order[: cell.subjects])]
-        settings = {**whole.train, "seed": cell.seed}
-        return replace(whole, training=chosen, train=settings, passes=_passes(whole, chosen))
+    def _assign(self, cell: Cell, today: str) -> Assignment:
+        """The training of the model, on some of the people, with as many steps as on all."""
+        whole = replace(assign(self.study, cell.model, today), training=self.people)
+        order = np.random.default_rng([cell.seed, 0]).permutation(len(self.people))
+        chosen = [self.people[row] for row in sorted(order[: cell.subjects])]
+        settings, folder = {**whole.train, "seed": cell.seed}, f"{self.receipts.stage}/{cell.unit}/{today}"
+        return replace(whole, training=chosen, train=settings, passes=_passes(whole, chosen), folder=folder)
 
     def _evaluate(self, cell: Cell, assignment: Assignment) -> dict[str, float]:
         """Figures over the test subjects, of the contrasts that both ways predict."""

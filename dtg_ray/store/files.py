@@ -63,6 +63,11 @@ def listed_bytes(entry: Mapping[str, Any]) -> int:
     return -1 if entry.get("islink") and not size and not Path(entry["name"]).exists() else size
 
 
+def is_trouble(error: Exception) -> bool:
+    """Whether an error is the disk's, the bucket's or the network's, and not a defect of ours."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("botocore.", "aiobotocore."))
+
+
 def _replace(target: Path, data: bytes) -> None:
     """Write aside and rename; what could not be finished is removed."""
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
@@ -143,9 +148,11 @@ class Storage:
                 self.fs.pipe_file(uri, data)
             else:
                 _replace(Path(uri), data)
-        except OSError as error:
+        except Exception as error:
+            if not is_trouble(error):
+                raise
             raise StudyError(
-                f"{uri}: could not be written: {error.strerror or error}",
+                f"{uri}: could not be written: {getattr(error, 'strerror', None) or error}",
                 hint="free some space or choose another root; nothing half-written was kept",
             ) from error
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dtg_ray.errors import StudyError
-from dtg_ray.stages.training.checkpoints import Checkpoints, differences
+from dtg_ray.stages.training.checkpoints import Checkpoints, Claim, differences
 from dtg_ray.store.files import Storage
 
-IDENTITY = {"settings": {"train": {"epochs": 4}}, "fingerprint": "abc"}
+SETTINGS = {"train": {"epochs": 4}}
 
 
 @pytest.fixture
@@ -53,22 +53,40 @@ def test_a_damaged_one_is_passed_over(checkpoints: Checkpoints, caplog: pytest.L
     assert newest in caplog.text
 
 
-def test_another_training_is_left_alone_until_told(checkpoints: Checkpoints) -> None:
-    checkpoints.claim(IDENTITY)
-    checkpoints.save(state(1), (1, 0))
-    checkpoints.claim(IDENTITY)
-    other = {"settings": {"train": {"epochs": 5}}, "fingerprint": "def"}
-    with pytest.raises(StudyError, match=r"differs in train\.epochs \(4 there, 5 asked for\); they were not touched"):
-        checkpoints.claim(other)
-    assert checkpoints.position() == (1, 0)
-    checkpoints.claim(other, overwrite=True)
-    assert checkpoints.position() == (0, 0)
+def test_when_all_are_damaged_new_ones_stay(checkpoints: Checkpoints) -> None:
+    for step in (1, 2):
+        checkpoints.save(state(5), (5, step))
+    for name in checkpoints.storage.names("train/unet"):
+        checkpoints.storage.write(name, b"torn")
+    assert checkpoints.newest() is None
+    checkpoints.drop_after((0, 0))
+    checkpoints.save(state(0), (0, 1))
+    found = checkpoints.newest()
+    assert found is not None
+    assert found["epoch"] == 0
+    assert checkpoints.position() == (0, 1)
+
+
+def test_another_training_is_left_alone_until_told(root: str) -> None:
+    first, second = (
+        Claim(Storage(root), "unet", {"train": {"epochs": epochs}}, key) for epochs, key in ((4, "a"), (5, "b"))
+    )
+    first.take()
+    first.checkpoints.save(state(1), (1, 0))
+    first.take()
+    with pytest.raises(StudyError, match=r"differs in train\.epochs \(4 there, 5 asked for\); it was not touched"):
+        second.take()
+    assert first.checkpoints.position() == (1, 0)
+    second.take(anew=True)
+    assert first.checkpoints.position() == second.checkpoints.position() == (0, 0)
+    first.checkpoints.save(state(7), (7, 0))  # a driver that has not noticed
+    assert second.checkpoints.newest() is None
     with pytest.raises(StudyError, match="another training"):
-        checkpoints.claim(IDENTITY)
+        first.take()
 
 
 def test_the_same_settings_on_other_people_are_another_training() -> None:
-    assert differences(IDENTITY["settings"], IDENTITY["settings"]) == "the people it is trained on, or their files"
+    assert differences(SETTINGS, SETTINGS) == "the people it is trained on, or their files"
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}}) == "c (2 there, None asked for)"
 
 

@@ -43,7 +43,7 @@ def test_killed_at_three_stages_ends_in_the_same_bytes(
     for number, pattern in enumerate(
         (
             "receipts/connectomes/block-*.parquet",
-            "train/unet/checkpoint-*.pt",
+            "train/unet/*/checkpoint-*.pt",
             "receipts/synthesize/linear/block-*.parquet",
         )
     ):

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import torch
@@ -90,7 +92,7 @@ class TestATraining:
         lines = history(study, "unet")
         assert {f"validation_r/{name}" for name in Study(str(study)).config.contrasts} <= set(lines)
         assert lines["waiting"].between(0, 1).all()
-        logged = scalars(study / "train/unet/tensorboard")
+        logged = scalars(next((study / "train/unet").glob("*/tensorboard")))
         for figure in ("loss", "validation_r", "learning_rate"):
             np.testing.assert_allclose([logged[figure][epoch] for epoch in range(3)], lines[figure], rtol=1e-6)
 
@@ -118,8 +120,10 @@ class TestATraining:
         configure(study, unet={**network(learning_rate=1e30, epochs=9), "norm": "none"})
         assert dtg("train", str(study), "--inline") == 1
         assert "a lower learning_rate, or clip" in capsys.readouterr().err
-        found = Checkpoints(Study(str(study)).storage, "train/unet").newest()
-        assert found is None or all(np.isfinite(loss) for loss in found["losses"])
+        for path in (study / "train/unet").glob("*/checkpoint-*"):
+            found = Checkpoints(Study(str(study)).storage, f"train/unet/{path.parent.name}").newest()
+            assert found is not None
+            assert all(np.isfinite(loss) for loss in found["losses"])
         assert not (study / "models").exists()
 
     def test_several_workers_are_not_inline(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +143,7 @@ class TestInterrupted:
         shutil.copytree(study, whole)
         assert dtg("train", str(whole), "--inline", "--quiet") == 0
         process = self.start(study)
-        while not list((study / "train" / "unet").glob("checkpoint-0000[2-9]-00000[12]-*.pt")):
+        while not list((study / "train" / "unet").glob("*/checkpoint-0000[2-9]-00000[12]-*.pt")):
             assert process.poll() is None, "training was over before it could be killed"
             time.sleep(0.002)
         process.kill()
@@ -152,12 +156,12 @@ class TestInterrupted:
     def test_by_a_full_disk_loses_no_checkpoint(self, study: Path, tmp_path: Path, arrays: Arrays) -> None:
         configure(study, unet=network(epochs=40))
         process = self.start(study)
-        while not list((study / "train" / "unet").glob("checkpoint-0000[3-9]-*.pt")):
+        while not list((study / "train" / "unet").glob("*/checkpoint-0000[3-9]-*.pt")):
             assert process.poll() is None, "training was over before it could be killed"
             time.sleep(0.002)
         process.kill()
         process.wait()
-        kept = {path: path.read_bytes() for path in (study / "train/unet").glob("checkpoint-*.pt")}
+        kept = {path: path.read_bytes() for path in (study / "train/unet").glob("*/checkpoint-*.pt")}
         configure(study, unet=network(epochs=40, checkpoint_minutes=60))  # does not change what is trained
         smallest = min(map(len, kept.values()))
         full = (
@@ -168,7 +172,7 @@ class TestInterrupted:
         assert done.returncode == 1, done.stderr
         assert "could not be written in 3 attempts" in done.stderr
         assert "could not be written: File too large); the one before it is kept" in done.stderr
-        assert {path: path.read_bytes() for path in (study / "train/unet").glob("checkpoint-*.pt")} == kept
+        assert {path: path.read_bytes() for path in (study / "train/unet").glob("*/checkpoint-*.pt")} == kept
         assert dtg("train", str(study), "--inline", "--quiet") == 0
         whole = tmp_path / "whole"
         shutil.copytree(study, whole, ignore=shutil.ignore_patterns("train", "models", "receipts"))
@@ -181,7 +185,6 @@ class TestInterrupted:
         self, study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("dtg_ray.stages.training.loop.PAUSE", 0.0)
-        (study / "train" / "unet").mkdir(parents=True)
         configure(study, unet=network(epochs=2))
         import resource
 
@@ -204,6 +207,41 @@ class TestInterrupted:
         assert "the checkpoint after epoch 0 could not be written in 3 attempts" in said
         assert "training goes on, the one before it is kept" in said
         assert len([position for position in count if position == (0, 1)]) == 3
+
+    def test_while_replacing_a_model_goes_on_with_the_new_one(
+        self, study: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        configure(study, unet=network())
+        assert dtg("train", str(study), "--inline", "--quiet") == 0
+        configure(study, unet=network(epochs=40))
+        command = [sys.executable, "-m", "dtg_ray.cli", "train", str(study), "--inline", "--quiet", "--overwrite"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not list((study / "train" / "unet").glob("*/checkpoint-0000[4-9]-*.pt")):
+            assert process.poll() is None, "training was over before it could be killed"
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert len(history(study, "unet")) == 3, "the old model stays until the new one is there"
+        assert dtg("train", str(study), "--inline", *(["--overwrite"])) == 0
+        first = capsys.readouterr().err.split("train/unet: epoch ")[1]
+        assert int(first.split("/")[0]) > 4
+        assert len(history(study, "unet")) == 40
+        assert len({path.parent for path in (study / "train" / "unet").rglob("checkpoint-*")}) == 1
+
+    def test_with_other_people_than_before_is_told(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        configure(study, unet=network())
+        assert dtg("train", str(study), "--inline", "--quiet") == 0
+        shutil.rmtree(study / "models")
+        shutil.rmtree(study / "receipts" / "train")
+        path = next((study / "receipts" / "contrasts").glob("*.parquet"))
+        receipt = pq.read_table(path)
+        training = set(Study(str(study)).cohort.query("split == 'train'").index)
+        failed = next(subject for subject in receipt["subject"].to_pylist() if subject in training)
+        now = ["failed" if subject == failed else "done" for subject in receipt["subject"].to_pylist()]
+        column = receipt.schema.get_field_index("status")
+        pq.write_table(receipt.set_column(column, receipt.schema.field(column), [pa.array(now)]), path)
+        assert dtg("train", str(study), "--inline", "--quiet") == 1
+        assert "which differs in the people it is trained on, or their files" in capsys.readouterr().err
 
 
 class TestAnotherConfiguration:
@@ -230,9 +268,7 @@ class TestAnotherConfiguration:
         shutil.rmtree(study / "models")
         configure(study, unet={**network(), "width": 2})
         assert dtg("train", str(study), "--inline", "--quiet") == 1
-        assert "train/unet: got the checkpoints of another training, which differs in width (3 there, 2" in (
-            capsys.readouterr().err
-        )
+        assert "train/unet: got another training there, which differs in width (3 there, 2" in (capsys.readouterr().err)
         assert dtg("train", str(study), "--inline", "--quiet", "--overwrite") == 0
 
     def test_is_trained_anew_when_told(self, study: Path, arrays: Arrays) -> None:
@@ -327,7 +363,7 @@ class TestFinetuned:
         ("arguments", "message"),
         [
             (("--from", "linear", "--head", "new"), "expected a network that stands before it"),
-            (("--from", "unet", "--head", "new", "--name", "linear"), "which a linear model of this study has"),
+            (("--from", "unet", "--head", "new", "--name", "linear"), "got the name 'linear', which a model of this"),
             (("--from", "unet", "--head", "new", "--train", "epochs"), "got --train epochs, expected NAME=VALUE"),
             (("--from", "unet", "--head", "new", "--train", "epoch=3"), "models.unet-new.train.epoch: Extra inputs"),
             (("--from", "nowhere/models/unet", "--head", "new"), "nowhere/models/unet/model.json: got no such file"),
@@ -340,6 +376,24 @@ class TestFinetuned:
         assert dtg("finetune", str(pretrained), *arguments, "--inline") in {1, 2}
         assert message in capsys.readouterr().err
         assert (pretrained / "study.yaml").read_bytes() == before
+
+    def test_with_other_settings_changes_nothing(self, pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.finetune(pretrained, "unet", "new") == 0
+        before = {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()}
+        assert self.finetune(pretrained, "unet", "new", seed=1) == 2
+        assert "differs in train.seed (0 there, 1 asked for)" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()} == before
+        assert self.finetune(pretrained, "unet", "new", "--overwrite", seed=1) == 0
+
+    def test_sources_of_the_same_name_are_not_taken_for_each_other(
+        self, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for place in ("x", "y"):
+            shutil.copytree(pretrained, tmp_path / place / "study")
+        assert self.finetune(pretrained, f"{tmp_path}/x/study/models/unet", "new") == 0
+        assert self.finetune(pretrained, f"{tmp_path}/y/study/models/unet", "new", "--name", "b") == 2
+        assert "which would be called 'study-unet' as another model of this study" in capsys.readouterr().err
+        assert "b" not in Study(str(pretrained)).config.models
 
     @staticmethod
     def finetune(root: Path, source: str, head: str, *more: str, seed: int = 0) -> int:
@@ -493,7 +547,7 @@ class TestTooFew:
     def test_fewer_than_two_for_a_worker(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
         configure(study, unet=network(workers=8, batch_size=16))
         assert dtg("train", str(study)) == 1
-        assert "expected at least two for each of 8 workers" in capsys.readouterr().err
+        assert "expected at least 16: two for each of 8 workers" in capsys.readouterr().err
 
 
 class TestTransferCurve:

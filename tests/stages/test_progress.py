@@ -20,10 +20,11 @@ def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
 
 
 def test_an_epoch_is_one_line_with_the_time_to_go() -> None:
-    line = epoch_line(LINE, 10, [50.0, 70.0])
-    assert line == "epoch 4/10, loss 0.5123, r 0.7, 1 min 10 s, 25% of it waiting for data, 6 min 0 s to go"
-    assert "to go" not in epoch_line({**LINE, "epoch": 9}, 10, [50.0])
-    assert "waiting" not in epoch_line({**LINE, "waiting": 0.01}, 10, [50.0])
+    before = [{**LINE, "epoch": epoch, "ended": ended} for epoch, ended in ((1, 0.0), (2, 50.0))]
+    line = epoch_line([*before, {**LINE, "ended": 120.0}], 10)
+    assert line == "epoch 4/10, loss 0.5123, r 0.7, 1 min 10 s, waiting 25%, 6 min 0 s to go"
+    assert epoch_line([{**LINE, "epoch": 0}], 3).endswith("1 min 0 s, waiting 25%, 2 min 0 s to go")
+    assert "to go" not in epoch_line([{**LINE, "epoch": 9}], 10)
 
 
 def test_a_file_that_cannot_be_written_is_said_once(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

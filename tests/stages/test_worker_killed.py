@@ -37,7 +37,7 @@ def worker_of(driver: subprocess.Popen[bytes], known: set[int]) -> psutil.Proces
 
 def position(root: Path) -> str:
     """The newest checkpoint."""
-    names = sorted(path.name for path in (root / "train" / "unet").glob("checkpoint-*.pt"))
+    names = sorted(path.name for path in (root / "train" / "unet").glob("*/checkpoint-*.pt"))
     return names[-1] if names else ""
 
 

@@ -30,12 +30,15 @@ def fit_linear(study: Study, training: list[str], options: Options) -> Model:
     parcels = parcels_from_rois(study.rois)
     memory = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts)) * 12 + 300 * 2**20
     results = map_units(LinearFit, (study.uri,), training, Resources(1, 0, memory), options)
-    done: dict[str, np.ndarray] = {}
+    mean = RunningMean((len(study.config.contrasts), int(parcels.max()) + 1, study.n_rois + 1))
+    early: dict[str, np.ndarray] = {}  # whoever ended before somebody who stands before them
+    remaining = iter(training)
+    due = next(remaining, None)
     for result in tqdm(results, total=len(training), desc="train/linear", unit="subject", disable=options.quiet):
-        done[result["unit"]] = np.asarray(result["coefficients"])
-    mean = RunningMean(done[training[0]].shape)
-    for subject in training:
-        mean.add(done[subject])
+        early[result["unit"]] = np.asarray(result["coefficients"])
+        while due in early:
+            mean.add(early.pop(due))
+            due = next(remaining, None)
     return Linear(mean.mean(), parcels, study.config.contrasts, study.grid)
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,36 +43,6 @@ class Checkpoints:
     storage: Storage
     folder: str
 
-    def claim(self, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Take the folder for a training, new or to be continued.
-
-        Parameters
-        ----------
-        identity : mapping
-            What the training is, for JSON: `settings` and `fingerprint`.
-        overwrite : bool
-            Delete what another training left here.
-
-        Raises
-        ------
-        StudyError
-            When another training is here.
-        """
-        try:
-            there = json.loads(self.storage.read(f"{self.folder}/training.json"))
-        except MissingFileError:
-            there = None
-        if there is not None and there["fingerprint"] != identity["fingerprint"]:
-            if not overwrite:
-                raise StudyError(
-                    f"{self.storage.uri(self.folder)}: got the checkpoints of another training, which differs in "
-                    f"{differences(there['settings'], identity['settings'])}; they were not touched",
-                    hint="give the model another name in study.yaml, or start anew with --overwrite",
-                )
-            self.clear()
-        if there != identity:
-            self.storage.write(f"{self.folder}/training.json", json.dumps(identity, indent=1).encode())
-
     def save(self, state: Mapping[str, Any], position: Position) -> None:
         """Write a state; only when it is there as a whole are older ones removed.
 
@@ -87,11 +57,10 @@ class Checkpoints:
         epoch, step = position
         digest = hashlib.sha256(data).hexdigest()[:16]
         self.storage.write(f"{self.folder}/checkpoint-{epoch:05d}-{step:06d}-{digest}.pt", data)
-        for name in self._names()[:-KEPT]:
-            self.storage.delete(name)
+        self._delete(self._names()[:-KEPT])
 
-    def newest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The newest state that is whole; None when there is none. Damaged ones are passed over, with a warning.
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state that is whole, on the CPU; None when there is none. Damaged ones are passed over.
 
         Nothing is unpickled that is not a tensor or a plain value.
 
@@ -106,7 +75,7 @@ class Checkpoints:
             except MissingFileError:  # another driver has just removed it
                 continue
             if hashlib.sha256(data).hexdigest()[:16] == _parse(name)[2]:
-                return _load(data, device, self.storage.uri(name))
+                return _load(data, self.storage.uri(name))
             log.warning("%s: damaged; going on from an older checkpoint", self.storage.uri(name))
         return None
 
@@ -115,19 +84,105 @@ class Checkpoints:
         names = self._names()
         return _parse(names[-1])[:2] if names else (0, 0)
 
+    def drop_after(self, position: Position) -> None:
+        """Remove what is newer than a position: damaged ones, which would outlive every one that is written now."""
+        self._delete([name for name in self._names() if _parse(name)[:2] > position])
+
     def clear(self) -> None:
-        """Remove everything of a training."""
-        for name in self.storage.names(self.folder):
-            self.storage.delete(name)
+        """Remove all of them."""
+        self._delete(self._names())
 
     def _names(self) -> list[str]:
         """The checkpoints, the newest last."""
         return sorted((name for name in self.storage.names(self.folder) if NAME.search(name)), key=_parse)
 
+    def _delete(self, names: Sequence[str]) -> None:
+        """What cannot be removed stays; it is in nobody's way."""
+        for name in names:
+            try:
+                self.storage.delete(name)
+            except Exception as error:  # noqa: BLE001 - such as a role that may write but not delete
+                log.warning("%s: could not be removed: %s", self.storage.uri(name), error)
 
-def _load(data: bytes, device: torch.device | str, uri: str) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Claim:
+    """The folder of a model's training, with the checkpoints of one training in a folder of their own.
+
+    Two trainings with other settings or of other people never see each other's checkpoints.
+
+    Parameters
+    ----------
+    storage : Storage
+    model : str
+    settings : mapping
+        Of the model, for JSON.
+    key : str
+        Hash of everything that the training depends on.
+    """
+
+    storage: Storage
+    model: str
+    settings: Mapping[str, Any]
+    key: str
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Of this training."""
+        return Checkpoints(self.storage, f"train/{self.model}/{self.key}")
+
+    def take(self, *, anew: bool = False) -> None:
+        """Take the folder for this training, new or to be continued; `anew` replaces another one that is there.
+
+        Raises
+        ------
+        StudyError
+            When another training is there.
+        """
+        there = self.there()
+        if there is None or there.get("key") == self.key:
+            self._write()
+            return
+        if not anew:
+            raise StudyError(
+                f"{self.storage.uri(f'train/{self.model}')}: got another training there, which differs in "
+                f"{differences(there.get('settings', {}), self.settings)}; it was not touched",
+                hint="give the model another name in study.yaml, or start anew with --overwrite",
+            )
+        self.leave_alone()
+
+    def leave_alone(self) -> None:
+        """Make it this training's folder alone: remove what others left."""
+        self._write()
+        own = f"{self.checkpoints.folder}/"
+        for name in self.storage.names(f"train/{self.model}"):
+            if not name.startswith(own) and name != self._name:
+                self.storage.delete(name)
+
+    def there(self) -> dict[str, Any] | None:
+        """What training.json says, None where it is absent or damaged."""
+        try:
+            found: dict[str, Any] = json.loads(self.storage.read(self._name))
+        except MissingFileError:
+            return None
+        except ValueError:
+            log.warning("%s: damaged; made again", self.storage.uri(self._name))
+            return None
+        return found
+
+    @property
+    def _name(self) -> str:
+        return f"train/{self.model}/training.json"
+
+    def _write(self) -> None:
+        identity = {"settings": dict(self.settings), "key": self.key}
+        if self.there() != identity:
+            self.storage.write(self._name, json.dumps(identity, indent=1).encode())
+
+
+def _load(data: bytes, uri: str) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StudyError(
             f"{uri}: got pickled code, expected the tensors and numbers of a checkpoint; nothing of it was run",

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,15 +159,18 @@ class Feed:
         chunk = next(coming)
         self.waited += time.perf_counter() - begin
         if item not in self._kept and self._kept_bytes + chunk.nbytes <= self.cache_bytes:
-            self._kept[item] = chunk.clone()  # a reader's tensor lies in shared memory
+            kept = chunk.clone()  # a reader's tensor lies in shared memory
+            self._kept[item] = kept.pin_memory() if self.pinned else kept
             self._kept_bytes += chunk.nbytes
         return chunk
 
 
 def _affordable(readers: int, n_bytes: int) -> int:
     """No readers where their chunks do not fit shared memory: they would die of a bus error."""
+    if not readers or not Path(SHARED_MEMORY).exists():
+        return readers
     free = shutil.disk_usage(SHARED_MEMORY).free
-    if readers and free < 2 * n_bytes:
+    if free < 2 * n_bytes:
         log.warning(
             "%s has %d MB free, readers need %d MB: training reads without them",
             SHARED_MEMORY,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class Assignment:
     outputs : list of int
         Which of the network's outputs they are.
     folder : str
-        Of the checkpoints, in the study.
+        Of its checkpoints, in the study.
     start : str, optional
         The model whose weights it starts from.
     head : "frozen" or "new"
@@ -145,7 +145,6 @@ class Training:
         self.number = {subject: row for row, subject in enumerate(assignment.training)}
         self.checkpoints = Checkpoints(study.storage, assignment.folder)
         self.progress = self._restore()
-        self._check_agreement()
         self.forward: Callable[[Tensor], Tensor] = self.network
         self._saved = time.monotonic()
 
@@ -169,9 +168,9 @@ class Training:
         self.network.train()
         batches = self._batches()
         todo = batches[progress.step :]
-        chunks = self.feed([list(self._items(batch)) for batch in todo])
+        chunks = self.feed([self._items(*batch) for batch in todo])
         self.feed.waited, begin = 0.0, time.perf_counter()
-        for members, tensors in zip(todo, chunks, strict=True):
+        for (_, members), tensors in zip(todo, chunks, strict=True):
             rate = learning_rate_factor(progress.epoch + progress.step / len(batches), self.config, past)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * rate
@@ -181,23 +180,21 @@ class Training:
             progress.waited, self.feed.waited = progress.waited + self.feed.waited, 0.0
             self._save_when_due()
 
-    def _batches(self) -> list[list[str]]:
-        """The batches of an epoch, of which each is the share of this worker."""
+    def _batches(self) -> list[tuple[int, list[str]]]:
+        """The batches of an epoch, each with the number of the pass it belongs to; a batch is this worker's share."""
         config, first = self.config, self.progress.epoch * self.assignment.passes
         ranks = (self.world.rank, self.world.size)
         return [
-            batch
+            (number, batch)
             for number in range(first, first + self.assignment.passes)
             for batch in epoch_batches(self.assignment.training, config.batch_size, config.seed, number, *ranks)
         ]
 
-    def _items(self, members: Sequence[str]) -> Iterator[Item]:
-        """What a batch needs: everybody's maps, everybody's window of this epoch."""
-        for subject in members:
-            yield subject, MAPS
-        for subject in members:
-            windows = self.assignment.windows[subject]
-            yield subject, random_window(self.config.seed, self.progress.epoch, self.number[subject], windows)
+    def _items(self, number: int, members: Sequence[str]) -> list[Item]:
+        """What a batch of a pass needs: everybody's maps, then everybody's window of this pass."""
+        windows, seed = self.assignment.windows, self.config.seed
+        shown = [random_window(seed, number, self.number[subject], windows[subject]) for subject in members]
+        return [*((subject, MAPS) for subject in members), *zip(members, shown, strict=True)]
 
     def step(self, members: Sequence[str], chunks: Sequence[Tensor]) -> float:
         """One step of the optimizer; the mean loss of all workers."""
@@ -232,15 +229,15 @@ class Training:
         loss = loss_of(prediction, target, self.config, self.progress.epoch)
         return loss * self.world.size if self.config.global_batch else loss
 
-    def _checked(self, loss: float) -> float:
-        """Stop before weights that are no numbers replace a checkpoint; all processes have the same loss."""
-        if not math.isfinite(loss):
+    def _checked(self, figure: float) -> float:
+        """Stop where weights become no numbers, before they are a checkpoint: the loss is the same in all processes."""
+        if not math.isfinite(figure):
             raise StudyError(
-                f"{self.assignment.folder}: got a loss of {loss} in epoch {self.progress.epoch + 1}; the last "
-                "checkpoint is from before",
+                f"{self.assignment.folder}: training diverged, got {figure} in epoch {self.progress.epoch + 1}; "
+                "the last checkpoint is from before",
                 hint="a lower learning_rate, or clip, keeps training from diverging",
             )
-        return loss
+        return figure
 
     def _compared(self, boxes: Tensor) -> Tensor:
         """Grey-matter voxels of the outputs that are compared, (N, C, G)."""
@@ -264,6 +261,7 @@ class Training:
             # not through DDP, which would have all workers do the same number of subjects
             with torch.inference_mode(), self._precision():
                 predicted = self._compared(bare(self.network)(self.boxes.inputs([window]))).float()
+            self._checked(float(predicted.sum()))
             return predicted.cpu().numpy()[0], self.boxes.targets([maps]).cpu().numpy()[0]
 
         return validate(self.assignment.validation, self.assignment.contrasts, look, self.world)
@@ -285,6 +283,7 @@ class Training:
             score = sign * figures.get(figure, -math.inf * sign)
             if score > progress.best.get(name, {"score": -math.inf})["score"]:
                 progress.best[name] = {"epoch": progress.epoch, "score": score, "network": _weights(self.network)}
+        self._checked(float(sum(weight.detach().abs().sum() for weight in self.network.parameters())))
         progress.history.append(line)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
         progress.waited = progress.spent = 0.0
@@ -304,7 +303,6 @@ class Training:
             "network": _weights(self.network),
             "optimizer": self.optimizer.state_dict(),
             "generator": torch.get_rng_state(),
-            "settings": self.assignment.train,
         }
         for attempt in range(ATTEMPTS):
             try:
@@ -324,17 +322,20 @@ class Training:
 
     def _restore(self) -> Progress:
         """The state of the last checkpoint, loaded into network and optimizer, or that before the first epoch."""
-        state = self.checkpoints.newest(self.world.device)
-        if state is None:
-            return Progress()
-        bare(self.network).load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generator"].cpu())
-        return Progress(**{name: state[name] for name in vars(Progress())})
+        progress, state = Progress(), self.checkpoints.newest()
+        if state is not None:
+            bare(self.network).load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["generator"])
+            progress = Progress(**{name: state[name] for name in vars(progress)})
+        self._check_agreement((progress.epoch, progress.step))
+        if self.world.rank == 0:
+            self.checkpoints.drop_after((progress.epoch, progress.step))
+        return progress
 
-    def _check_agreement(self) -> None:
+    def _check_agreement(self, position: tuple[int, int]) -> None:
         """All processes have to go on from the same checkpoint; a second driver may have written one in between."""
-        positions = self.world.everyone((self.progress.epoch, self.progress.step))
+        positions = self.world.everyone(position)
         if len(set(positions)) > 1:
             raise StudyError(
                 f"{self.assignment.folder}: workers got the checkpoints {positions} (epoch, step), expected one",
@@ -345,14 +346,18 @@ class Training:
         """Try torch.compile on a copy, forward and backward; where it cannot, training goes on without."""
         import copy
 
-        batch = self._batches()[0]
-        tensors = next(self.feed([list(self._items(batch))]))
+        number, members = self._batches()[0]
+        tensors, rows = next(self.feed([self._items(number, members)])), parts_of(len(members), self.config)[0].stop
         trial = torch.compile(copy.deepcopy(bare(self.network)).train())
+        trouble = ""
         try:
-            self._loss(trial, tensors[len(batch) :], tensors[: len(batch)]).backward()
+            with self._precision():
+                prediction = self._compared(trial(self.boxes.inputs(tensors[len(members) : len(members) + rows])))
+            prediction.float().square().mean().backward()
         except Exception as error:  # noqa: BLE001 - a compiler can fail in every way
-            reason = str(error).strip().splitlines()[0]
-            self.report({"warning": f"torch.compile failed ({type(error).__name__}: {reason}); training without it"})
+            trouble = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if troubles := [found for found in self.world.everyone(trouble) if found]:  # all of them, or none
+            self.report({"warning": f"torch.compile failed ({troubles[0]}); training without it"})
             return
         self.forward = torch.compile(self.network)
 

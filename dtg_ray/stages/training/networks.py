@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from dtg_ray import ledger
-from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig
+from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint, training_settings
 from dtg_ray.errors import DTGError, StudyError
 from dtg_ray.models import build
 from dtg_ray.models.artifact import NetworkModel
 from dtg_ray.models.unet import load_weights
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import network_config
-from dtg_ray.stages.runtime import Options
-from dtg_ray.stages.training.checkpoints import Checkpoints
+from dtg_ray.stages.runtime import Options, Resources, room
+from dtg_ray.stages.training.checkpoints import Checkpoints, Claim
 from dtg_ray.stages.training.loop import BEST, Assignment, starting_network, train
 from dtg_ray.stages.training.progress import Herald, listening
 from dtg_ray.stages.training.recipe import is_over
@@ -35,6 +35,7 @@ class Fitted:
 
     Parameters
     ----------
+    assignment : Assignment
     models : dict of str to NetworkModel
         `last`, and the best of validation by name.
     selected : str
@@ -43,12 +44,13 @@ class Fitted:
         A line per epoch.
     """
 
+    assignment: Assignment
     models: dict[str, NetworkModel]
     selected: str
     history: list[dict[str, float]]
 
 
-def fit_network(study: Study, name: str, identity: Mapping[str, Any], options: Options) -> Fitted:
+def fit_network(study: Study, name: str, today: str, options: Options) -> Fitted:
     """Train a network of a study; a run that was killed goes on from its last checkpoint.
 
     Parameters
@@ -56,33 +58,51 @@ def fit_network(study: Study, name: str, identity: Mapping[str, Any], options: O
     study : Study
     name : str
         Of the model.
-    identity : mapping
-        `settings` and `fingerprint`: what the checkpoints have to agree with.
+    today : str
+        Fingerprint of what it depends on.
     options : Options
 
     Raises
     ------
     StudyError
-        When there are too few subjects, workers die again and again, or another training is under way.
+        When there are too few subjects, workers die again and again, or another training is there.
     """
-    folder = f"train/{name}"
-    assignment = assign(study, name, folder)
-    checkpoints = Checkpoints(study.storage, folder)
-    if options.overwrite:
-        checkpoints.clear()
-    checkpoints.claim(identity)
-    config = TrainConfig.model_validate(assignment.train)
-    events = (study.storage, f"{folder}/tensorboard/events.out.tfevents.dtg_ray")
-    herald = Herald(folder, config.epochs, events, options)
+    assignment = assign(study, name, today)
+    claim, config = claim_of(study, name, assignment), TrainConfig.model_validate(assignment.train)
+    claim.take(anew=options.overwrite)
+    if options.overwrite and _ended(claim.checkpoints, config):
+        claim.checkpoints.clear()
+    events = (study.storage, f"{assignment.folder}/tensorboard/events.out.tfevents.dtg_ray")
+    herald = Herald(f"train/{name}", config.epochs, events, options)
     if options.inline:
         _train_here(assignment, config, herald)
     else:
-        _train_on_ray(assignment, config, checkpoints, herald)
-    return collect(study, name, assignment)
+        _train_on_ray(assignment, config, claim.checkpoints, herald)
+    claim.leave_alone()
+    fitted = collect(study, name, assignment)
+    if fitted.selected != config.select:
+        herald.say(
+            f"got no {config.select}: validation gives no such figure; the model has the {fitted.selected} weights"
+        )
+    return fitted
 
 
-def assign(study: Study, name: str, folder: str) -> Assignment:
+def claim_of(study: Study, name: str, assignment: Assignment) -> Claim:
+    """The place of a training among those of its model."""
+    settings = training_settings(study.config.models[name])
+    return Claim(study.storage, name, settings, assignment.folder.rsplit("/", 1)[1])
+
+
+def assign(study: Study, name: str, today: str) -> Assignment:
     """What is to be trained on whom.
+
+    Parameters
+    ----------
+    study : Study
+    name : str
+        Of the model.
+    today : str
+        Fingerprint of what it depends on; the checkpoints' folder also depends on who is usable now.
 
     Raises
     ------
@@ -98,26 +118,34 @@ def assign(study: Study, name: str, folder: str) -> Assignment:
     predicted = study.config.contrasts_of(name)
     compared = [contrast for contrast in study.config.contrasts if contrast in predicted]
     training, validation = (usable(study, split, compared) for split in ("train", "validation"))
-    if len(training) < 2 * config.train.workers:
+    least = max(2, 2 * config.train.workers)
+    if len(training) < least:
         raise StudyError(
-            f"{name}: got {len(training)} subjects to train on with a connectome and a map, expected at least two for "
-            f"each of {config.train.workers} workers",
+            f"{name}: got {len(training)} subjects to train on with a connectome and a contrast map, expected at least "
+            f"{least}: two for each of {config.train.workers} workers",
             hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
     finetuned = config if isinstance(config, FinetunedConfig) else None
+    shown = windows(study, [*training, *validation])
     return Assignment(
         study=study.uri,
         network=network,
         train=config.train.model_dump(),
         training=training,
         validation=validation,
-        windows=windows(study, [*training, *validation]),
+        windows=shown,
         contrasts=compared,
         outputs=[predicted.index(contrast) for contrast in compared],
-        folder=folder,
+        folder=f"train/{name}/{fingerprint(today, training, validation, shown)}",
         start=finetuned.start if finetuned else None,
         head=finetuned.head if finetuned else "new",
     )
+
+
+def _ended(checkpoints: Checkpoints, config: TrainConfig) -> bool:
+    """Whether a training is over."""
+    state = checkpoints.newest()
+    return state is not None and is_over(state["history"], config)
 
 
 def windows(study: Study, subjects: list[str]) -> dict[str, int]:
@@ -154,7 +182,7 @@ def collect(study: Study, name: str, assignment: Assignment) -> Fitted:
     selected = config.select if config.select in models else "last"
     epoch = state["best"][selected]["epoch"] if selected in state["best"] else len(state["history"]) - 1
     history = [{**line, "selected": float(line["epoch"] == epoch)} for line in state["history"]]
-    return Fitted(models, selected, history)
+    return Fitted(assignment, models, selected, history)
 
 
 def _train_here(assignment: Assignment, config: TrainConfig, herald: Herald) -> None:
@@ -170,22 +198,28 @@ def _train_on_ray(assignment: Assignment, config: TrainConfig, checkpoints: Chec
     """Start workers until training is over; those that die are started again while there is progress."""
     import ray.train
 
+    each = Resources(config.cpus_per_worker, float(config.gpu))
+    if (places := room(each)) < config.workers:
+        raise StudyError(
+            f"{herald.title}: got room for {places} workers of {each.cpus:g} CPU and {each.gpus:g} GPU, "
+            f"expected {config.workers}",
+            hint="train.workers and train.cpus_per_worker say what is asked for, --cpus what a Ray of its own has",
+        )
     attempts = 0
-    with listening(herald) as mailbox, tempfile.TemporaryDirectory(prefix="dtg_ray_train_") as nothing_is_kept_here:
+    with listening(herald) as post, tempfile.TemporaryDirectory(prefix="dtg_ray_train_") as nothing_is_kept_here:
         while True:
             before = checkpoints.position()
             try:
-                _fit(assignment, config, mailbox, nothing_is_kept_here)
+                _fit(assignment, config, post.mailbox, nothing_is_kept_here)
             except ray.train.TrainingFailedError as error:
                 reason = str(error).strip().splitlines()[-1]
                 attempts = 1 if checkpoints.position() > before else attempts + 1
-                for message in ray.get(mailbox.take.remote()):
-                    herald(message)
+                post.read()
                 if herald.error:
                     raise StudyError(herald.error[0], hint=herald.error[1]) from error
                 if attempts >= ATTEMPTS:
                     raise StudyError(
-                        f"{assignment.folder}: workers died {attempts} times in a row without a checkpoint: {reason}",
+                        f"{herald.title}: workers died {attempts} times in a row without a checkpoint: {reason}",
                         hint="the last checkpoint is kept: `dtg train` goes on from there",
                     ) from error
                 herald.say(f"a worker died ({reason}); going on from the last checkpoint")

@@ -6,12 +6,11 @@ import functools
 import struct
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
-from dtg_ray.errors import DTGError
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.files import Storage
 
@@ -25,7 +24,6 @@ SHOWN = {
 AXES = ("epoch", "ended")
 RECENT = 5
 """Epochs whose mean duration tells when training will end."""
-WAITING_WORTH_SAYING = 0.1
 
 
 class Herald:
@@ -46,8 +44,6 @@ class Herald:
         self.title, self.epochs, self.events, self.quiet = title, epochs, events, options.quiet
         self.error: tuple[str, str] | None = None
         """Message and hint of a worker that could not go on."""
-        self._before = time.monotonic()
-        self._durations: list[float] = []
 
     def __call__(self, message: Mapping[str, Any]) -> None:
         """Take a message of `dtg_ray.stages.training.loop.train`, or `{"error": (message, hint)}`."""
@@ -56,11 +52,8 @@ class Herald:
         if "warning" in message:
             self.say(message["warning"])
         if "history" in message:
-            now = time.monotonic()
-            self._durations = [*self._durations, now - self._before][-RECENT:]
-            self._before = now
             if not self.quiet:
-                self.say(epoch_line(message["history"][-1], self.epochs, self._durations))
+                self.say(epoch_line(message["history"], self.epochs))
             self._log(message["history"])
 
     def _log(self, history: Sequence[Mapping[str, float]]) -> None:
@@ -70,7 +63,7 @@ class Herald:
         try:
             storage, name = self.events
             storage.write(name, event_file(history))
-        except (DTGError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the training
             self.say(f"TensorBoard's file could not be written ({error}); training goes on without it")
             self.events = None
 
@@ -79,14 +72,15 @@ class Herald:
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
 
-def epoch_line(line: Mapping[str, float], epochs: int, durations: Sequence[float]) -> str:
-    """An epoch in words; `durations` are those of the latest epochs, s."""
-    number = int(line["epoch"]) + 1
+def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
+    """The last epoch of a history in words: its steps, validation and all, by the clock of the worker."""
+    line = history[-1]
+    ends = [before["ended"] for before in history[-RECENT - 1 :]]
+    lasted = [after - before for before, after in pairwise(ends)] or [line["seconds"]]
+    number, each = int(line["epoch"]) + 1, sum(lasted) / len(lasted)
     figures = ", ".join(f"{words} {line[key]:.4g}" for key, words in SHOWN.items() if key in line)
-    each = sum(durations) / len(durations)
-    waiting = f", {line['waiting']:.0%} of it waiting for data" if line["waiting"] > WAITING_WORTH_SAYING else ""
     left = f", {duration((epochs - number) * each)} to go" if number < epochs else ""
-    return f"epoch {number}/{epochs}, {figures}, {duration(durations[-1])}{waiting}{left}"
+    return f"epoch {number}/{epochs}, {figures}, {duration(lasted[-1])}, waiting {line['waiting']:.0%}{left}"
 
 
 def duration(seconds: float) -> str:
@@ -119,33 +113,51 @@ def _record(data: bytes) -> bytes:
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
+class Post:
+    """A mailbox for workers anywhere in the cluster, read out to a herald.
+
+    Parameters
+    ----------
+    herald : Herald
+    """
+
+    def __init__(self, herald: Herald) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()  # other nodes may be lost
+        self._herald, self._lock = herald, threading.Lock()
+
+    def read(self) -> None:
+        """Take what has come, and tell it before anybody else asks."""
+        import ray
+
+        with self._lock:
+            for message in ray.get(self.mailbox.take.remote()):
+                self._herald(message)
+
+
 @contextmanager
-def listening(herald: Herald) -> Iterator[Any]:
-    """A mailbox for workers anywhere in the cluster, and a thread here that reads it out to a herald."""
+def listening(herald: Herald) -> Iterator[Post]:
+    """A mailbox, and a thread that reads it while the block runs."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()  # other nodes may be lost
-    stop = threading.Event()
-
-    def read() -> None:
-        for message in ray.get(mailbox.take.remote()):
-            herald(message)
+    post, stop = Post(herald), threading.Event()
 
     def wait() -> None:
         while not stop.wait(0.5):
-            read()
+            post.read()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     try:
-        yield mailbox
+        yield post
+        post.read()
     finally:
         stop.set()
         thread.join(timeout=60)
-        read()
-        ray.kill(mailbox)
+        ray.kill(post.mailbox)
 
 
 class Mailbox:

@@ -14,6 +14,7 @@ from dtg_ray.stats.reconstruction import diagonality_index, identification_accur
 IDENTIFIED = 64
 """People that are told apart from each other; their maps are in memory at once, shared among the workers."""
 
+HALF = float(np.finfo(np.float16).max)
 Maps = NDArray[np.floating]
 
 
@@ -45,7 +46,7 @@ def validate(
         predicted, actual = look(subject)
         figures[subject] = subject_figures(predicted, actual)
         if subject in told_apart:
-            kept[subject] = (predicted.astype(np.float16), actual.astype(np.float16))
+            kept[subject] = (_half(predicted), _half(actual))
     everybody = {subject: line for part in world.everyone(figures) for subject, line in part.items()}
     r = np.array([everybody[subject][0] for subject in subjects])  # (n, C)
     squares, count = np.sum([everybody[subject][1:] for subject in subjects], axis=0)
@@ -60,6 +61,11 @@ def validate(
     if told:
         result["validation_diagonality"], result["validation_identification"] = map(float, np.mean(told, axis=0))
     return result
+
+
+def _half(maps: Maps) -> NDArray[np.float16]:
+    """Float16, as maps are stored: what is beyond its range becomes the end of it."""
+    return np.clip(maps, -HALF, HALF).astype(np.float16)
 
 
 def subject_figures(predicted: Maps, actual: Maps) -> tuple[NDArray[np.float64], float, float]:
