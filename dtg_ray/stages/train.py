@@ -115,7 +115,7 @@ def _train(study: Study, name: str, today: str, options: Options) -> Row:
         fit = fit_group_mean if config.kind == "group_mean" else fit_linear
         with session(options):
             model = fit(study, training, options)
-        save_model(study, f"models/{name}", model, {"training": training, **identity})
+        save_model(study, f"models/{name}", model, {"training": training, "validation": [], **identity})
         return Row(name, "done", qc={"subjects": float(len(training))})
     assignment = assign(study, name, today)
     _check_contrasts(study, assignment.training, assignment.contrasts)
