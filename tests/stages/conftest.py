@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 
 from dtg_ray.cohort.simulate import simulate
-from stage_tools import COHORT, SETTINGS, Arrays, Tools
+from stage_tools import COHORT, SETTINGS, Arrays, Tools, lasting
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +29,6 @@ def finished(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _lasting(path: Path) -> bytes:
-    """Bytes of a file; of a history what is not a duration."""
-    if path.name != "history.parquet":
-        return path.read_bytes()
-    return pd.read_parquet(path).drop(columns=["seconds", "waiting", "ended"]).to_json().encode()
-
-
 @pytest.fixture
 def arrays() -> Arrays:
     """All that must not depend on what happened on the way: Zarr arrays, weights, histories and result tables."""
@@ -46,7 +38,7 @@ def arrays() -> Arrays:
         files = (path for path in root.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
         names = {path.relative_to(root).as_posix(): path for path in files}
         return {
-            name: _lasting(path)
+            name: lasting(name, path.read_bytes())
             for name, path in sorted(names.items())
             if any(part in name for part in kept) and not name.startswith(("train/", "receipts/"))
         }

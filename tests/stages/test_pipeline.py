@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose
 from dtg_ray import Study, ledger
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import load_model
-from stage_tools import Arrays, Tools
+from stage_tools import Arrays, Tools, lasting
 
 
 class TestAFinishedStudy:
@@ -210,5 +210,5 @@ def test_a_study_on_s3_has_the_same_arrays(tools: Tools, finished: Path, s3: Cal
     expected = arrays(finished)
     assert set(expected) <= {path[len(prefix) + 1 :] for path in filesystem.find(prefix)}
     for name, data in expected.items():
-        assert filesystem.cat_file(f"{prefix}/{name}") == data, name
+        assert lasting(name, filesystem.cat_file(f"{prefix}/{name}")) == data, name
     assert (Study(root).status()["pending"] == 0).all()
