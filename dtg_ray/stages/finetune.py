@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from dtg_ray.config import FinetunedConfig, ImportedConfig
 from dtg_ray.errors import ConfigError, MissingFileError, UsageError
 from dtg_ray.stages import import_model, train
+from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import save_model
+from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.training.checkpoints import differences
 from dtg_ray.store.files import normalize, read
@@ -61,6 +63,7 @@ def run(
     _check_name(study, name, new[name], options)
     changed = import_model.with_models(study, new)
     if options.dry_run:
+        Plan(f"train/{name}", 1, 1, len(usable(study, "train"))).show(options)
         return pd.DataFrame(columns=["stage", "subject", "status", "error_type", "message"])
     if start in new:
         save_model(study, f"models/{start}", model, origin)

@@ -24,7 +24,7 @@ from dtg_ray.study import CONFIG, Study
 class PublishedModel(BaseModel):
     """What a checkpoint of the published code does not say of itself, under the names of its command line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str = Field(description="attentionunet, unet, attentionunetminimal, unetminimal, resunet or vnet")
     max_depth: int

@@ -1,7 +1,7 @@
 """The state of a training in the study: whole files named by their content, so that a damaged one is known by its name.
 
-train/<model>/training.json                        what is trained here
-train/<model>/checkpoint-00012-000340-<sha256>.pt  after epoch 12 and 340 steps of the next one
+train/<model>/training.json                              what is trained here
+train/<model>/<key>/checkpoint-00012-000340-<sha256>.pt  after 12 epochs and 340 steps of the next one
 """
 
 from __future__ import annotations
