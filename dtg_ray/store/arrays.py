@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
+from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from dtg_ray.errors import StudyError
 from dtg_ray.store.files import Storage
 
 COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+COORDINATES_PER_CHUNK = 65_536
+GROWING = "subject"
+"""The axis along which an array that is there may become longer."""
+STRINGS = str(np.dtypes.StringDType())
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ def prepare(
     coordinates: Mapping[str, tuple[str, NDArray[Any]]],
     attributes: Mapping[str, Any],
 ) -> zarr.Group:
-    """Make a Zarr group with its arrays and coordinates, or open the one that is there.
+    """Make a Zarr group with its arrays and coordinates, or open the one that is there and let it grow.
+
+    Several processes may do this at once: nothing is ever removed, and all of them write the same bytes.
 
     Parameters
     ----------
@@ -62,17 +70,16 @@ def prepare(
     Raises
     ------
     StudyError
-        When an array is there with another shape, chunking or dtype: it is never overwritten in silence.
+        When an array is there that is larger, or has other chunks or another dtype: it is never overwritten in silence.
     """
-    group = zarr.open_group(storage.zarr_store(name), mode="a", zarr_format=3)
+    group = _open_or_create(storage, name)
     for key, spec in arrays.items():
-        if key in group:
-            _check(group[key], spec, storage.uri(f"{name}/{key}"))
-        else:
-            _create(group, key, spec)
+        _make(group, key, spec, storage.uri(f"{name}/{key}"), fill_value=np.nan, compressors=COMPRESSOR)
     for key, (dimension, values) in coordinates.items():
-        if key not in group or not np.array_equal(np.asarray(group[key][:]), values):
-            group.create_array(key, data=values, dimension_names=(dimension,), overwrite=True)
+        spec = ArraySpec(values.shape, (COORDINATES_PER_CHUNK,), (dimension,), str(values.dtype))
+        array = _make(group, key, spec, storage.uri(f"{name}/{key}"))
+        if not np.array_equal(np.asarray(array[:]), values):
+            array[:] = values
     # "coordinates" is where CF, and so xarray, looks for them
     wanted = {**attributes, "coordinates": " ".join(coordinates)}
     if dict(group.attrs) != wanted:
@@ -80,25 +87,47 @@ def prepare(
     return group
 
 
-def _create(group: zarr.Group, key: str, spec: ArraySpec) -> None:
-    group.create_array(
+def _open_or_create(storage: Storage, name: str) -> zarr.Group:
+    try:
+        return zarr.open_group(storage.zarr_store(name), mode="a", zarr_format=3)
+    except ContainsGroupError:  # another process was faster
+        return zarr.open_group(storage.zarr_store(name), mode="r+", zarr_format=3)
+
+
+def _make(group: zarr.Group, key: str, spec: ArraySpec, uri: str, **how: Any) -> zarr.Array:
+    """An array as it should be: made, found there, or grown to its size."""
+    if key not in group:
+        with contextlib.suppress(ContainsArrayError):  # another process was faster
+            return _create(group, key, spec, **how)
+    array = group[key]
+    _check(array, spec, uri)
+    if tuple(array.shape) != spec.shape:
+        array.resize(spec.shape)
+    return array
+
+
+def _create(group: zarr.Group, key: str, spec: ArraySpec, **how: Any) -> zarr.Array:
+    dtype = np.dtypes.StringDType() if spec.dtype == STRINGS else spec.dtype
+    return group.create_array(
         key,
         shape=spec.shape,
         chunks=spec.chunks,
-        dtype=spec.dtype,
-        fill_value=np.nan,
-        compressors=COMPRESSOR,
+        dtype=dtype,
         dimension_names=spec.dimensions,
         attributes=dict(spec.attributes),
+        **how,
     )
 
 
 def _check(array: zarr.Array, spec: ArraySpec, uri: str) -> None:
     got = (tuple(array.shape), tuple(array.chunks), str(array.dtype))
-    expected = (spec.shape, spec.chunks, spec.dtype)
-    if got != expected:
+    growing = [name == GROWING for name in spec.dimensions]
+    fits = len(got[0]) == len(spec.shape) and all(
+        old == new or (grows and old < new) for old, new, grows in zip(got[0], spec.shape, growing, strict=True)
+    )
+    if not fits or got[1:] != (spec.chunks, spec.dtype):
         raise StudyError(
-            f"{uri}: got an array with shape, chunks, dtype {got}, expected {expected}",
+            f"{uri}: got an array with shape, chunks, dtype {got}, expected {(spec.shape, spec.chunks, spec.dtype)}",
             hint="the configuration or cohort was changed after it was made; use a new study, or remove that folder",
         )
 

@@ -1,5 +1,8 @@
 """Zarr arrays: made once, written in whole chunks, empty until written."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +13,7 @@ from dtg_ray.store.arrays import ArraySpec, erase, prepare, write_rows
 SPEC = ArraySpec((2, 10, 7), (1, 4, 5), ("contrast", "subject", "voxel"), attributes={"units": "1"})
 NAMES = np.array([f"sub-{number}" for number in range(10)], dtype=np.dtypes.StringDType())
 COORDINATES = {"subject": ("subject", NAMES), "x": ("voxel", np.arange(7, dtype=np.float32))}
+COORDINATE_FILES = ("subject/c/0", "subject/zarr.json", "x/c/0", "x/zarr.json")
 ATTRIBUTES = {"affine": np.eye(4).tolist()}
 
 
@@ -53,7 +57,8 @@ class TestPrepare:
     @pytest.mark.parametrize(
         "spec",
         [
-            ArraySpec((2, 11, 7), SPEC.chunks, SPEC.dimensions),
+            ArraySpec((2, 9, 7), SPEC.chunks, SPEC.dimensions),
+            ArraySpec((2, 10, 8), SPEC.chunks, SPEC.dimensions),
             ArraySpec(SPEC.shape, (1, 5, 5), SPEC.dimensions),
             ArraySpec(SPEC.shape, SPEC.chunks, SPEC.dimensions, "float32"),
         ],
@@ -69,6 +74,38 @@ class TestPrepare:
     def test_coordinates_are_put_right(self, storage):
         make(storage, coordinates={"subject": ("subject", NAMES[::-1])})
         np.testing.assert_array_equal(make(storage)["subject"][:], NAMES)
+
+    def test_several_at_once_make_one(self, storage):
+        """Two drivers on one study: none of them takes away what the other has just made."""
+        for turn in range(6):
+            together = threading.Barrier(4)
+
+            def make_one(name=f"maps-{turn}.zarr", together=together):
+                together.wait()
+                return np.asarray(make(storage, name=name)["subject"][:]).tolist()
+
+            with ThreadPoolExecutor(4) as pool:
+                assert [job.result() for job in [pool.submit(make_one) for _ in range(4)]] == [NAMES.tolist()] * 4
+            assert storage.names(f"maps-{turn}.zarr") == [
+                f"maps-{turn}.zarr/{name}" for name in ("maps/zarr.json", *COORDINATE_FILES, "zarr.json")
+            ]
+
+    def test_grows_along_the_subjects(self, storage):
+        write_rows(make(storage)["maps"], 1, slice(4, 8), values(2, 4, 7))
+        before = contents(storage)
+        more = np.array([*NAMES, "sub-10", "sub-11", "sub-12"], dtype=np.dtypes.StringDType())
+        longer = ArraySpec((2, 13, 7), SPEC.chunks, SPEC.dimensions, attributes={"units": "1"})
+        group = make(storage, longer, {**COORDINATES, "subject": ("subject", more)})
+        np.testing.assert_array_equal(group["maps"][:, 4:8], values(2, 4, 7))
+        assert group["maps"].shape == (2, 13, 7)
+        assert np.isnan(group["maps"][:, 8:]).all()
+        np.testing.assert_array_equal(group["subject"][:], more)
+        after = contents(storage)
+        assert all(after[name] == data for name, data in before.items() if "maps/c/" in name)
+        fresh = prepare(storage, "fresh.zarr", {"maps": longer}, {"subject": ("subject", more)}, ATTRIBUTES)
+        write_rows(fresh["maps"], 1, slice(4, 8), values(2, 4, 7))
+        assert after["maps.zarr/maps/zarr.json"] == storage.read("fresh.zarr/maps/zarr.json")
+        assert after["maps.zarr/subject/c/0"] == storage.read("fresh.zarr/subject/c/0")
 
     def test_opens_with_xarray(self, storage):
         write_rows(make(storage)["maps"], 1, slice(4, 8), values(2, 4, 7))
