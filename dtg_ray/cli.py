@@ -128,6 +128,10 @@ def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
     verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
     verb.add_argument("--overwrite", action="store_true", help="train anew and replace the models that are there")
+    verb.add_argument("--keep-connectomes", action="store_true", help="store everybody's, not only of the training")
+    verb.add_argument(
+        "--allow-failures", type=int, metavar="N", help="stop when more subjects failed; exit code 0 with up to N"
+    )
     verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
 
 
@@ -225,7 +229,18 @@ def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
 def _options(options: argparse.Namespace) -> Options:
     from dtg_ray.stages.runtime import Options, check_address
 
-    names = ("address", "inline", "dry_run", "retry_failed", "quiet", "json", "cpus", "overwrite")
+    names = (
+        "address",
+        "inline",
+        "dry_run",
+        "retry_failed",
+        "quiet",
+        "json",
+        "cpus",
+        "overwrite",
+        "keep_connectomes",
+        "allow_failures",
+    )
     chosen = Options(**{name: getattr(options, name) for name in names})
     check_address(chosen)
     return chosen

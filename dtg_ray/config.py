@@ -183,7 +183,16 @@ class BaselineConfig(_Frozen):
     kind: Literal["group_mean", "linear", "retest"]
 
 
-ModelConfig = Annotated[NetworkConfig | FinetunedConfig | ImportedConfig | BaselineConfig, Field(discriminator="kind")]
+class EnsembleConfig(_Frozen):
+    """The mean of the maps of several models; there is nothing to fit."""
+
+    kind: Literal["ensemble"]
+    members: tuple[Name, ...] = Field(min_length=2, description="models that stand before it, of the same contrasts")
+
+
+ModelConfig = Annotated[
+    NetworkConfig | FinetunedConfig | ImportedConfig | BaselineConfig | EnsembleConfig, Field(discriminator="kind")
+]
 TRAINED_NETWORKS = (NetworkConfig, FinetunedConfig)
 
 
@@ -195,11 +204,30 @@ DEFAULT_MODELS: dict[str, ModelConfig] = {
 
 
 class SynthesisConfig(_Frozen):
-    """How maps are written."""
+    """How maps are made and written."""
 
+    contrasts: tuple[str, ...] = Field((), description="only these are computed; none: all that a model predicts")
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="that networks compute in")
+    spread: bool = Field(
+        False, description="store how maps differ: standard deviation over windows, of an ensemble over its members"
+    )
     slab: int = Field(65_536, ge=1, description="voxels per chunk")
+    compile: bool = Field(False, description="torch.compile; where it fails, synthesis goes on without")
     cpus_per_actor: int = Field(1, ge=1, description="also the number of torch threads")
     gpus_per_actor: float = Field(0, ge=0)
+    pools: Literal["auto", "one", "two"] = Field(
+        "auto",
+        description="one: an actor makes connectomes and maps; two: actors of their own for each; auto: with GPUs",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What the bytes of the maps depend on."""
+        return self.model_dump(mode="json", include={"contrasts", "precision", "spread", "slab"})
+
+    @property
+    def two_pools(self) -> bool:
+        """Whether connectomes and maps are made by different actors."""
+        return self.pools == "two" or (self.pools == "auto" and self.gpus_per_actor > 0)
 
 
 class PredictionConfig(_Frozen):
@@ -270,6 +298,38 @@ class StudyConfig(_Frozen):
             known.append(name)
         return self
 
+    @model_validator(mode="after")
+    def _ensembles_have_members(self) -> StudyConfig:
+        known: list[str] = []
+        for name, model in self.models.items():
+            if isinstance(model, EnsembleConfig):
+                if wrong := [member for member in model.members if member not in known]:
+                    raise ValueError(f"models.{name}.members: got {wrong}, expected models before it, of {known}")
+                predicted = {self.contrasts_of(member) for member in model.members}
+                if len(predicted) > 1:
+                    raise ValueError(f"models.{name}: got members of different contrasts, expected the same of all")
+            elif model.kind != "retest":
+                known.append(name)
+        return self
+
+    @model_validator(mode="after")
+    def _synthesized_contrasts_are_predicted(self) -> StudyConfig:
+        for name in self.models:
+            if not self.maps_of(name):
+                wanted, predicted = self.synthesis.contrasts, self.contrasts_of(name)
+                raise ValueError(f"synthesis.contrasts: got {wanted}, none of which {name} predicts, of {predicted}")
+        every = {contrast for name in self.models for contrast in self.contrasts_of(name)}
+        if unknown := [contrast for contrast in self.synthesis.contrasts if contrast not in every]:
+            raise ValueError(f"synthesis.contrasts: got {unknown}, expected some of {sorted(every)}")
+        return self
+
+    def maps_of(self, name: str) -> tuple[str, ...]:
+        """The contrasts of a model that maps are made of, in the order of its array."""
+        predicted, wanted = self.contrasts_of(name), self.synthesis.contrasts
+        if not wanted or self.models[name].kind == "retest":
+            return predicted
+        return tuple(contrast for contrast in predicted if contrast in wanted)
+
     def contrasts_of(self, name: str) -> tuple[str, ...]:
         """The contrasts a model predicts; those of the study, unless it comes from elsewhere."""
         model = self.models[name]
@@ -277,6 +337,8 @@ class StudyConfig(_Frozen):
             return model.contrasts
         if isinstance(model, FinetunedConfig) and model.head == "frozen":
             return self.contrasts_of(model.start)
+        if isinstance(model, EnsembleConfig):
+            return self.contrasts_of(model.members[0])
         return self.contrasts
 
     @property

@@ -1,20 +1,20 @@
-"""What a study owes: the units of every stage, the fingerprint each has today, and which receipts hold.
+"""What a study owes: the units of every stage, the fingerprint of everybody in them today, and which receipts hold.
 
-Nothing here looks at arrays: "done" means a receipt with today's fingerprint.
+Nothing here looks at arrays: "done" means a row of a receipt with today's fingerprint.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dtg_ray.config import FinetunedConfig, ImportedConfig, fingerprint, training_settings
+from dtg_ray.config import EnsembleConfig, FinetunedConfig, ImportedConfig, fingerprint, training_settings
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.receipts import Receipts
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from dtg_ray.study import Study
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
+"""The unit of stages that have one."""
+Owed = dict[str, dict[str, str | None]]
+"""Unit -> subject (or model, or feature set) -> fingerprint; None where the stage before has not got that far."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,36 @@ class Account:
     ----------
     stage : str
         For example `synthesize/unet`.
-    owed : dict of unit to fingerprint
-        None where the stage before has not got that far.
+    owed : mapping of unit to mapping of subject to fingerprint
     rows : DataFrame
         The rows of all receipts that hold today.
     """
 
     stage: str
-    owed: Mapping[str, str | None]
+    owed: Mapping[str, Mapping[str, str | None]]
     rows: pd.DataFrame
 
     @property
     def settled(self) -> set[str]:
-        """Units whose receipt holds."""
-        return set(self.rows["unit"])
+        """Units all of whose subjects have a row that holds."""
+        counts = self.rows["unit"].value_counts().to_dict()
+        return {unit for unit, members in self.owed.items() if counts.get(unit, 0) == len(members)}
+
+    @property
+    def troubled(self) -> set[str]:
+        """Units with a failed subject, or one that broke a rule."""
+        return set(self.rows.loc[self.rows["error_type"] != "", "unit"])
 
     def pending(self, *, retry_failed: bool = False) -> list[str]:
         """Units to do, in order; with `retry_failed` those with a failed subject, or one that broke a rule, too."""
-        again = set(self.rows.loc[self.rows["error_type"] != "", "unit"]) if retry_failed else set()
-        return [unit for unit in self.owed if unit not in self.settled or unit in again]
+        again = self.troubled if retry_failed else set()
+        settled = self.settled
+        return [unit for unit in self.owed if unit not in settled or unit in again]
+
+    def today(self) -> str | None:
+        """The fingerprint of a stage with one unit."""
+        (one,) = self.owed[MODEL].values()
+        return one
 
     def subjects(self, status: str) -> list[str]:
         """Subjects with a status, in no particular order."""
@@ -70,26 +84,53 @@ def block_number(unit: str) -> int:
     return int(unit.removeprefix("block-"))
 
 
+class Ledger:
+    """The accounts of a study at one moment: each is read once.
+
+    Parameters
+    ----------
+    study : Study
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._accounts: dict[str, Account] = {}
+
+    def account(self, stage: str) -> Account:
+        """The account of a stage: `connectomes`, `contrasts`, `train/M`, `synthesize/M`, `evaluate/M`, `predict/F`."""
+        if stage not in self._accounts:
+            self._accounts[stage] = self._read(stage)
+        return self._accounts[stage]
+
+    def _read(self, stage: str) -> Account:
+        verb, _, name = stage.partition("/")
+        owed = OWED[verb](self, name)
+        rows = Receipts(self.study.storage, stage).read([unit for unit, members in owed.items() if _known(members)])
+        if verb == "train" and model_hash(self.study, name) is None:
+            rows = rows[:0]  # model.json is what commits a model: somebody took it away
+        today = {subject: one for members in owed.values() for subject, one in members.items()}
+        holds = rows["fingerprint"] == rows["subject"].map(today) if len(rows) else np.zeros(0, dtype=bool)
+        return Account(stage, owed, rows[holds].reset_index(drop=True))
+
+
+def _known(members: Mapping[str, str | None]) -> bool:
+    return any(one is not None for one in members.values())
+
+
 def account(study: Study, stage: str) -> Account:
-    """The account of a stage: `connectomes`, `contrasts`, `train/M`, `synthesize/M`, `evaluate/M`, `predict/F`."""
-    verb, _, name = stage.partition("/")
-    owed: dict[str, str | None] = OWED[verb](study, name)
-    rows = Receipts(study.storage, stage).read([unit for unit, today in owed.items() if today])
-    if verb == "train" and model_hash(study, name) is None:
-        rows = rows[:0]  # model.json is what commits a model: somebody took it away
-    valid = rows["fingerprint"] == rows["unit"].map(owed) if len(rows) else np.zeros(0, dtype=bool)
-    return Account(stage, owed, rows[valid].reset_index(drop=True))
+    """The account of one stage, see `Ledger.account`."""
+    return Ledger(study).account(stage)
 
 
 def stages(study: Study) -> list[str]:
     """All stages of a study, in the order in which they run."""
-    models = list(study.config.models)
+    models = study.config.models
     return [
         "connectomes",
         "contrasts",
-        *(f"train/{model}" for model in models),
-        *(f"synthesize/{model}" for model in models),
-        *(f"evaluate/{model}" for model in models),
+        *(f"train/{name}" for name, model in models.items() if not isinstance(model, EnsembleConfig)),
+        *(f"synthesize/{name}" for name in models),
+        *(f"evaluate/{name}" for name in models),
         *(f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()),
         "report",
     ]
@@ -102,12 +143,11 @@ def feature_folder(feature: str) -> str:
 
 def status(study: Study) -> pd.DataFrame:
     """Counts per stage: units, settled units, and subjects done, failed, excluded and pending, which add up to all."""
-    lines = []
+    book, lines = Ledger(study), []
     for stage in stages(study):
-        one = account(study, stage)
+        one = book.account(stage)
         counts = {key: len(one.subjects(key)) for key in ("done", "failed", "excluded")}
-        by_block = stage.split("/")[0] in {"connectomes", "contrasts", "synthesize"}
-        expected = len(study.cohort) if by_block else len(one.owed)
+        expected = sum(map(len, one.owed.values()))
         counts["pending"] = expected - sum(counts.values())
         lines.append({"stage": stage, "units": len(one.owed), "settled": len(one.settled), **counts})
     return pd.DataFrame(lines)
@@ -115,8 +155,8 @@ def status(study: Study) -> pd.DataFrame:
 
 def failures(study: Study) -> pd.DataFrame:
     """Everybody who failed or broke a rule of `quality`: stage, subject, status, error_type, message."""
-    rows = [account(study, stage).rows for stage in stages(study)]
-    return troubles(pd.concat(rows, ignore_index=True))
+    book = Ledger(study)
+    return troubles(pd.concat([book.account(stage).rows for stage in stages(study)], ignore_index=True))
 
 
 def troubles(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,8 +165,18 @@ def troubles(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["error_type"] != "", columns].reset_index(drop=True)
 
 
+def stored(account: Account) -> set[str]:
+    """Of the account of connectomes: those whose connectomes are in the study, not only made on the way to maps."""
+    done = account.rows[account.rows["status"] == "done"]
+    return {subject for subject, qc in zip(done["subject"], done["qc"], strict=True) if qc["stored"]}
+
+
 def model_hash(study: Study, model: str) -> str | None:
-    """Hash of a trained model's weights, None before it is trained."""
+    """Hash of a trained model's weights, None before it is trained; of an ensemble that of all its members'."""
+    config = study.config.models[model]
+    if isinstance(config, EnsembleConfig):
+        members = [model_hash(study, name) for name in config.members]
+        return None if None in members else fingerprint(members)
     try:
         return str(json.loads(study.storage.read(f"models/{model}/model.json"))["sha256"])
     except MissingFileError:
@@ -136,41 +186,40 @@ def model_hash(study: Study, model: str) -> str | None:
         return None
 
 
-def _connectomes(study: Study, _: str = "") -> dict[str, str | None]:
+def connectome_fingerprints(study: Study, block: int | None = None) -> Owed:
+    """Of everybody's connectome, by unit; of one block or all."""
+    config = study.config
     shared = fingerprint(
-        FORMAT,
-        "connectomes",
-        study.config.connectomes,
-        study.config.cleaning,
-        study.config.quality,
-        study.space_fingerprint,
+        FORMAT, "connectomes", config.connectomes, config.cleaning, config.quality, study.space_fingerprint
     )
-    return _by_block(study, shared, "rest")
+    return _by_block(study, shared, "rest", block)
 
 
-def _contrasts(study: Study, _: str = "") -> dict[str, str | None]:
-    return _maps(study, "contrasts")
-
-
-def _maps(study: Study, column: str) -> dict[str, str | None]:
-    """Blocks of measured maps, of a column of the cohort."""
+def map_fingerprints(study: Study, column: str, block: int | None = None) -> Owed:
+    """Of everybody's measured maps, of a column of the cohort, by unit; of one block or all."""
     shared = fingerprint(
-        FORMAT,
-        column,
-        list(study.config.contrasts),
-        study.space_fingerprint,
-        study.config.synthesis.slab,
+        FORMAT, column, list(study.config.contrasts), study.space_fingerprint, study.config.synthesis.slab
     )
-    return _by_block(study, shared, column)
+    return _by_block(study, shared, column, block)
 
 
-def _by_block(study: Study, shared: str, files: str) -> dict[str, str | None]:
-    """Every block with the hash of what its subjects' files are."""
-    owed: dict[str, str | None] = {}
-    for block in study.blocks():
-        rows = study.block(block)
-        inputs = [[subject, _plain(entry)] for subject, entry in zip(rows["subject"], rows[files], strict=True)]
-        owed[block_unit(block)] = fingerprint(shared, inputs)
+def synthesis_fingerprint(study: Study, model: str) -> Callable[[str | None, bool], str | None]:
+    """How somebody's synthetic maps follow from the fingerprint of their connectome, and from whether there is one."""
+    weights = model_hash(study, model)
+    shared = fingerprint(FORMAT, "synthesize", weights, study.config.synthesis.identity())
+
+    def of(connectome: str | None, done: bool) -> str | None:
+        return None if weights is None or connectome is None else fingerprint(shared, connectome, done)
+
+    return of
+
+
+def _by_block(study: Study, shared: str, files: str, block: int | None) -> Owed:
+    """Every subject with the hash of what its files are."""
+    rows = study.cohort if block is None else study.block(block)
+    owed: Owed = {}
+    for subject, number, entry in zip(rows["subject"], rows["block"], rows[files], strict=True):
+        owed.setdefault(block_unit(number), {})[subject] = fingerprint(shared, subject, _plain(entry))
     return owed
 
 
@@ -181,73 +230,91 @@ def _plain(entry: Any) -> object:
     return [scan.entry() for scan in entry]
 
 
-def _train(study: Study, model: str) -> dict[str, str | None]:
+def _connectomes(book: Ledger, _: str) -> Owed:
+    return connectome_fingerprints(book.study)
+
+
+def _contrasts(book: Ledger, _: str) -> Owed:
+    return map_fingerprints(book.study, "contrasts")
+
+
+def _train(book: Ledger, model: str) -> Owed:
+    return {MODEL: {model: _training(book, model)}}
+
+
+def _training(book: Ledger, model: str) -> str | None:
     """A model depends on its settings and on who is trained and validated on, not on who turned out unreadable."""
+    study = book.study
     config = study.config.models[model]
     if isinstance(config, ImportedConfig):
-        return {MODEL: fingerprint(FORMAT, "imported", config.sha256)}
+        return fingerprint(FORMAT, "imported", config.sha256)
     if config.kind == "retest":
-        return {MODEL: fingerprint(FORMAT, "retest", list(study.config.contrasts), study.space_fingerprint)}
+        return fingerprint(FORMAT, "retest", list(study.config.contrasts), study.space_fingerprint)
     start = model_hash(study, config.start) if isinstance(config, FinetunedConfig) else ""
     if start is None:
-        return {MODEL: None}
-    taking_part = study.cohort[study.cohort["split"].isin(["train", "validation"])]
-    blocks = {block_unit(int(block)) for block in taking_part["block"]}
-    inputs = [
-        [unit, today]
-        for owed in (_connectomes(study), _contrasts(study))
-        for unit, today in owed.items()
-        if unit in blocks
+        return None
+    people = study.cohort[study.cohort["split"].isin(["train", "validation"])]
+    inputs = [_flat(book.account(stage).owed) for stage in ("connectomes", "contrasts")]
+    lines = [
+        [subject, split, *(one[subject] for one in inputs)]
+        for subject, split in zip(people["subject"], people["split"], strict=True)
     ]
-    members = taking_part[["subject", "split"]].to_numpy().tolist()
-    return {MODEL: fingerprint(FORMAT, "train", training_settings(config), inputs, members, start)}
+    return fingerprint(FORMAT, "train", training_settings(config), lines, start)
 
 
-def _synthesize(study: Study, model: str) -> dict[str, str | None]:
-    """A block's maps depend on the model and on whose connectomes there are; of second visits on the files alone."""
-    weights = model_hash(study, model)
+def _flat(owed: Mapping[str, Mapping[str, str | None]]) -> dict[str, str | None]:
+    return {subject: one for members in owed.values() for subject, one in members.items()}
+
+
+def _synthesize(book: Ledger, model: str) -> Owed:
+    """Maps depend on the model and on whose connectomes there are; of second visits on the files alone."""
+    study = book.study
     if study.config.models[model].kind == "retest":
-        owed_maps = _maps(study, "retest")
-        return owed_maps if weights else dict.fromkeys(owed_maps)
-    connectomes = account(study, "connectomes")
-    done = connectomes.rows[connectomes.rows["status"] == "done"].groupby("unit")["subject"].agg(sorted).to_dict()
-    slab = study.config.synthesis.slab
-    owed: dict[str, str | None] = {}
-    for unit, today in connectomes.owed.items():
-        ready = weights is not None and unit in connectomes.settled
-        owed[unit] = fingerprint(FORMAT, "synthesize", weights, today, done.get(unit, []), slab) if ready else None
-    return owed
+        owed = map_fingerprints(study, "retest")
+        there = model_hash(study, model) is not None
+        return owed if there else {unit: dict.fromkeys(members) for unit, members in owed.items()}
+    connectomes, of = book.account("connectomes"), synthesis_fingerprint(study, model)
+    status = dict(zip(connectomes.rows["subject"], connectomes.rows["status"], strict=True))
+    return {
+        unit: {
+            subject: of(today, status[subject] == "done") if subject in status else None
+            for subject, today in members.items()
+        }
+        for unit, members in connectomes.owed.items()
+    }
 
 
-def _evaluate(study: Study, model: str) -> dict[str, str | None]:
-    return {MODEL: _outcome(study, [f"synthesize/{model}", "contrasts"], "evaluate")}
+def _evaluate(book: Ledger, model: str) -> Owed:
+    return {MODEL: {model: _outcome(book, [f"synthesize/{model}", "contrasts"], "evaluate")}}
 
 
-def _predict(study: Study, folder: str) -> dict[str, str | None]:
-    source = folder.removeprefix("synthetic-")
+def _predict(book: Ledger, folder: str) -> Owed:
+    study, source = book.study, folder.removeprefix("synthetic-")
     needed = {"measured": "contrasts", "connectome": "connectomes"}.get(folder, f"synthesize/{source}")
     settings = study.config.prediction.model_dump(mode="json", exclude={"features"})
     table = pd.util.hash_pandas_object(study.phenotypes.astype("str"), index=True).to_numpy().tolist()
     splits = study.cohort["split"].tolist()
-    return {MODEL: _outcome(study, [needed], "predict", settings, fingerprint(table), splits)}
+    feature = next(name for name in study.config.feature_sets() if feature_folder(name) == folder)
+    return {MODEL: {feature: _outcome(book, [needed], "predict", settings, fingerprint(table), splits)}}
 
 
-def _report(study: Study, _: str = "") -> dict[str, str | None]:
-    return {MODEL: _outcome(study, [*(f"evaluate/{model}" for model in study.config.models), "contrasts"], "report")}
+def _report(book: Ledger, _: str) -> Owed:
+    evaluations = [f"evaluate/{model}" for model in book.study.config.models]
+    return {MODEL: {"report": _outcome(book, [*evaluations, "contrasts"], "report")}}
 
 
-def _outcome(study: Study, needed: list[str], *parts: object) -> str | None:
+def _outcome(book: Ledger, needed: Iterable[str], *parts: object) -> str | None:
     """Hash of all results of some stages; None while one of them is unfinished."""
     digests: list[object] = []
     for stage in needed:
-        one = account(study, stage)
+        one = book.account(stage)
         if one.pending():
             return None
         digests.append([stage, dict(one.owed), sorted(one.subjects("done"))])
     return fingerprint(FORMAT, digests, *parts)
 
 
-OWED: dict[str, Callable[[Study, str], dict[str, str | None]]] = {
+OWED: dict[str, Callable[[Ledger, str], Owed]] = {
     "connectomes": _connectomes,
     "contrasts": _contrasts,
     "train": _train,

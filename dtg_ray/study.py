@@ -33,6 +33,7 @@ SCAN = pa.struct([(field.name, pa.string()) for field in fields(Scan)])
 COHORT_SCHEMA = pa.schema(
     [
         ("subject", pa.string()),
+        ("row", pa.int32()),
         ("block", pa.int32()),
         ("split", pa.string()),
         ("group", pa.string()),
@@ -79,7 +80,7 @@ class Study:
 
     @functools.cached_property
     def cohort(self) -> pd.DataFrame:
-        """The manifest, a row per subject in array order: block, split, group, rest, contrasts, retest, rest_bytes."""
+        """The manifest, a line per subject: row, block, split, group, rest, contrasts, retest, rest_bytes."""
         return _read_cohort(self._read(COHORT))
 
     @functools.cached_property
@@ -125,6 +126,18 @@ class Study:
         """Hash of grid and ROI maps."""
         return str(self._rois_group.attrs["fingerprint"])
 
+    @property
+    def n_rows(self) -> int:
+        """Length of the subject axis of all arrays; a row may be nobody's."""
+        return int(self.cohort["row"].max()) + 1
+
+    @property
+    def row_names(self) -> NDArray[Any]:
+        """Who the rows of the arrays belong to, (n_rows,) strings; empty for nobody's."""
+        names = np.full(self.n_rows, "", dtype=np.dtypes.StringDType())
+        names[self.cohort["row"].to_numpy()] = self.cohort["subject"].to_numpy()
+        return names
+
     def blocks(self) -> list[int]:
         """Numbers of all blocks, in order."""
         return sorted(int(block) for block in self.cohort["block"].unique())
@@ -135,13 +148,12 @@ class Study:
 
     def positions(self, subjects: Sequence[str]) -> NDArray[np.int64]:
         """Rows of some subjects in the arrays."""
-        row = {subject: position for position, subject in enumerate(self.cohort["subject"])}
-        return np.array([row[subject] for subject in subjects], dtype=np.int64)
+        return self.cohort.loc[list(subjects), "row"].to_numpy(dtype=np.int64)
 
     def rows(self, block: int) -> slice:
-        """Which rows of the arrays belong to a block."""
-        positions = np.flatnonzero(self.cohort["block"].to_numpy() == block)
-        return slice(int(positions[0]), int(positions[-1]) + 1)
+        """Which rows of the arrays belong to a block: whole chunks, though some rows may be nobody's."""
+        size = self.config.cohort.block_size
+        return slice(block * size, min((block + 1) * size, self.n_rows))
 
     def synthetic(self, model: str) -> xr.DataArray:
         """Synthesized maps of a model as a lazy xarray: (contrast, subject, voxel) float16; NaN where not done."""
@@ -169,7 +181,7 @@ class Study:
             When the map has not been made, or was not acquired.
         """
         name = model or self.default_model
-        contrasts = self.config.contrasts if name == "measured" else self.config.contrasts_of(name)
+        contrasts = self.config.contrasts if name == "measured" else self.config.maps_of(name)
         for value, known, what in (
             (subject, list(self.cohort.index), "subject"),
             (contrast, list(contrasts), "contrast"),
@@ -207,7 +219,7 @@ class Study:
             mask_and_scale=False,
             **options,
         )
-        return dataset[array]
+        return dataset[array].isel(subject=np.flatnonzero(dataset["subject"].to_numpy() != ""))
 
     def _read(self, name: str) -> bytes:
         try:

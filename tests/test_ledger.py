@@ -57,17 +57,18 @@ def settle(study, stage, failed=(), units=None):
     """Commit units of a stage as today's work."""
     owed = account(study, stage).owed
     for unit in units or owed:
-        if unit == MODEL:
-            rows = [Row(stage, "done")]
-        else:
-            people = study.block(block_number(unit))["subject"]
-            rows = [
-                Row(who, "failed", error_type="ShapeError", message=f"{who}: bad")
-                if who in failed
-                else Row(who, "done")
-                for who in people
-            ]
-        Receipts(study.storage, stage).write(unit, rows, fingerprint=str(owed[unit]), attempt=1, host="here")
+        rows = [
+            Row(who, "failed", str(today), error_type="ShapeError", message=f"{who}: bad")
+            if who in failed
+            else Row(who, "done", str(today), qc={"stored": 1.0})
+            for who, today in owed[unit].items()
+        ]
+        Receipts(study.storage, stage).write(unit, rows, attempt=1, host="here")
+
+
+def fingerprints(study, stage):
+    """Of everybody in a stage."""
+    return [today for members in account(study, stage).owed.values() for today in members.values()]
 
 
 def train(study, model, weights="w1"):
@@ -103,21 +104,20 @@ class TestOrder:
         """None is owed where nobody can say yet what the work will be."""
         for stage in ORDER:
             assert account(study, stage).pending()
-        assert None not in account(study, "connectomes").owed.values()
-        assert set(account(study, "synthesize/unet").owed.values()) == {None}
+        assert None not in fingerprints(study, "connectomes")
+        assert set(fingerprints(study, "synthesize/unet")) == {None}
         for stage in ORDER:
-            owed = account(study, stage).owed
-            assert None not in owed.values(), stage
+            assert None not in fingerprints(study, stage), stage
             verb, _, name = stage.partition("/")
             train(study, name) if verb == "train" else settle(study, stage)
             assert account(study, stage).pending() == []
         assert stale(study) == []
 
-    def test_blocks_are_synthesized_as_soon_as_their_connectomes_are_there(self, study):
+    def test_what_maps_depend_on_is_known_as_soon_as_their_connectomes_are_there(self, study):
         train(study, "unet")
         settle(study, "connectomes", units=BLOCKS[1:2])
         owed = account(study, "synthesize/unet").owed
-        assert [unit for unit, today in owed.items() if today] == [BLOCKS[1]]
+        assert [unit for unit, members in owed.items() if None not in members.values()] == [BLOCKS[1]]
 
     def test_units_are_named_by_their_block(self):
         assert (block_unit(7), block_number("block-00007")) == ("block-00007", 7)
@@ -132,13 +132,13 @@ class TestRetest:
         return change(study, models={"again": {"kind": "retest"}})
 
     def test_maps_wait_for_their_model_alone(self, study):
-        assert set(account(study, "synthesize/again").owed.values()) == {None}
+        assert set(fingerprints(study, "synthesize/again")) == {None}
         train(study, "again")
-        assert None not in account(study, "synthesize/again").owed.values()
+        assert None not in fingerprints(study, "synthesize/again")
         settle(study, "synthesize/again")
-        assert account(study, "evaluate/again").owed == {MODEL: None}, "waits for the first visit's maps"
+        assert account(study, "evaluate/again").today() is None, "waits for the first visit's maps"
         settle(study, "contrasts")
-        assert account(study, "evaluate/again").owed[MODEL]
+        assert account(study, "evaluate/again").today()
 
     def test_maps_are_read_again_where_the_files_are_others(self, study):
         train(study, "again")
@@ -164,9 +164,7 @@ class TestPending:
 
     def test_a_receipt_of_other_work_does_not_hold(self, study):
         settle(study, "connectomes")
-        Receipts(study.storage, "connectomes").write(
-            BLOCKS[0], [Row("sub-01", "done")], fingerprint="0" * 16, attempt=2, host=""
-        )
+        Receipts(study.storage, "connectomes").write(BLOCKS[0], [Row("sub-01", "done", "0" * 16)], attempt=2, host="")
         assert account(study, "connectomes").pending() == BLOCKS[:1]
         assert "sub-01" not in account(study, "connectomes").subjects("done")
 
@@ -177,10 +175,24 @@ class TestPending:
 
     def test_a_receipt_of_a_block_that_is_no_more_is_not_looked_at(self, study):
         settle(study, "connectomes")
-        Receipts(study.storage, "connectomes").write(
-            "block-00099", [Row("sub-99", "done")], fingerprint="x", attempt=1, host=""
-        )
+        Receipts(study.storage, "connectomes").write("block-00099", [Row("sub-99", "done", "x")], attempt=1, host="")
         assert len(account(study, "connectomes").rows) == 6
+
+    def test_a_unit_is_pending_until_all_of_its_subjects_have_a_row(self, study):
+        settle(study, "connectomes")
+        receipts = Receipts(study.storage, "connectomes")
+        rows = receipts.holding(BLOCKS[1], account(study, "connectomes").owed[BLOCKS[1]])
+        receipts.write(BLOCKS[1], [rows["sub-03"]], attempt=1, host="")
+        assert account(study, "connectomes").pending() == [BLOCKS[1]]
+        assert sorted(account(study, "connectomes").subjects("done")) == [f"sub-0{n}" for n in (1, 2, 3, 5, 6)]
+
+    def test_other_files_of_one_subject_concern_nobody_else(self, finished):
+        finished.cohort["rest"]["sub-03"][:] = [Scan("other.nii")]
+        finished.storage.write(COHORT, cohort_bytes(finished.cohort))
+        changed = Study(finished.uri)
+        for stage in ("connectomes", "synthesize/unet"):
+            assert account(changed, stage).pending() == [BLOCKS[1]]
+            assert "sub-04" in account(changed, stage).subjects("done")
 
 
 class TestStale:
@@ -212,7 +224,11 @@ class TestStale:
             ),
             ({"prediction": {"folds": 3}}, ["predict/synthetic-unet", "predict/measured", "predict/connectome"]),
             ({"prediction": {"features": ["measured"]}}, []),
-            ({"synthesis": {"cpus_per_actor": 2}}, []),
+            ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two"}}, []),
+            (
+                {"synthesis": {"precision": "float32"}},
+                ["synthesize/mean", "synthesize/unet", "evaluate/mean", *AFTER_MODEL[1:]],
+            ),
         ],
     )
     def test_after_a_change(self, finished, settings, expected):

@@ -33,9 +33,9 @@ def build(found: Found, config: CohortConfig) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        subject, block (int), split, group, rest (list of Scan), contrasts (dict of Scan), retest (dict of Scan),
-        rest_bytes (of all runs, -1 where a file is not there or may not be read); sorted by subject. Who has maps of
-        both visits is in the test split.
+        subject, row (int, in the arrays), block (int), split, group, rest (list of Scan), contrasts (dict of Scan),
+        retest (dict of Scan), rest_bytes (of all runs, -1 where a file is not there or may not be read); sorted by
+        subject. Who has maps of both visits is in the test split.
 
     Raises
     ------
@@ -55,6 +55,7 @@ def build(found: Found, config: CohortConfig) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "subject": subjects,
+            "row": np.arange(len(people)),
             "block": np.arange(len(people)) // config.block_size,
             "split": np.where(with_maps, assign_splits(groups, strata, with_maps, twice, config), UNSPLIT),
             "group": groups,

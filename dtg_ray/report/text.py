@@ -8,7 +8,7 @@ from dtg_ray.study import Study
 def where_things_are(study: Study) -> list[str]:
     """Lines that say which outputs there are, with one line of Python for each way to open them."""
     model = study.default_model
-    contrast = study.config.contrasts_of(model)[0]
+    contrast = study.config.maps_of(model)[0]
     subject = study.cohort["subject"].iloc[0]
     uri = study.uri
     maps = f"{uri}/synthetic/{model}.zarr"

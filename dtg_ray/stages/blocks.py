@@ -6,19 +6,19 @@ import logging
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import zarr
+from numpy.typing import NDArray
 
 from dtg_ray import ledger
 from dtg_ray.errors import ExcludedError, SubjectError
 from dtg_ray.imaging.streams import archive_of
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, Resources, map_units, peak_memory, progress, session
+from dtg_ray.stages.runtime import Crew, Options, map_units, peak_memory, progress, session
 from dtg_ray.store.files import filesystem
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
@@ -35,13 +35,15 @@ class BlockWorker(ABC):
         The study's.
     stage : str
         As in `dtg_ray.ledger`.
-    owed : mapping of unit to fingerprint
     """
 
-    def __init__(self, uri: str, stage: str, owed: Mapping[str, str]) -> None:
+    def __init__(self, uri: str, stage: str) -> None:
         self.study = Study(uri)
         self.receipts = Receipts(self.study.storage, stage)
-        self.owed = owed
+
+    @abstractmethod
+    def today(self, block: int) -> dict[str, str | None]:
+        """Fingerprints of the subjects of a block."""
 
     @abstractmethod
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
@@ -51,12 +53,25 @@ class BlockWorker(ABC):
         """
 
     def __call__(self, unit: str) -> dict[str, Any]:
-        """Do one block; its receipt is deleted first and written last."""
-        kept = self.receipts.done(unit, self.owed[unit])
-        attempt = self.receipts.withdraw(unit)
-        rows = self.work(ledger.block_number(unit), kept)
-        self.receipts.write(unit, rows, fingerprint=self.owed[unit], attempt=attempt, host=socket.gethostname())
+        """Do one block; its receipt is taken back first and written last."""
+        block = ledger.block_number(unit)
+        today = self.today(block)
+        kept = self.kept(self.receipts.holding(unit, today))
+        attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
+        rows = self.work(block, kept)
+        commit(self.receipts, unit, rows, today, attempt)
         return {"unit": unit, "subjects": len(rows), "failed": sum(row.status == "failed" for row in rows)}
+
+    def kept(self, holding: dict[str, Row]) -> dict[str, Row]:
+        """Of the rows that hold today those that stay as they are when their block is done again."""
+        return {subject: row for subject, row in holding.items() if row.status == "done"}
+
+
+def commit(receipts: Receipts, unit: str, rows: list[Row], today: Mapping[str, str | None], attempt: int) -> None:
+    """Write the receipt of a block: from here on its work counts as done."""
+    for row in rows:
+        row.fingerprint = today[row.subject] or ""
+    receipts.write(unit, rows, attempt=attempt, host=socket.gethostname())
 
 
 @contextmanager
@@ -95,45 +110,47 @@ def describe_input(row: Row, uri: str) -> None:
 
 def run_blocks(
     study: Study,
-    stage: str,
-    worker: type[BlockWorker],
-    plan: Callable[[Study, list[str]], Plan],
-    prepare: Callable[[Study], object],
+    plan: Plan,
+    pending: Sequence[str],
+    crews: Sequence[Crew],
+    prepare: Callable[[], object],
     options: Options,
-) -> pd.DataFrame:
-    """Run a block stage: print the plan, do what is owed, return the rows of all its receipts.
+) -> None:
+    """Do the blocks that are pending, after their plan was shown.
 
     Parameters
     ----------
     study : Study
-    stage : str
-    worker : type of BlockWorker
-    plan : callable
-        Study and pending units -> Plan.
+    plan : Plan
+    pending : sequence of str
+        Units.
+    crews : sequence of Crew
+        One does all of a block's work, or several one after the other; see `map_units`.
     prepare : callable
         Makes the arrays; called only when there is something to do.
     options : Options
     """
-    account = ledger.account(study, stage)
-    pending = [unit for unit in account.pending(retry_failed=options.retry_failed) if account.owed[unit]]
-    todo = plan(study, pending)
-    if not pending and account.pending():
-        todo = replace(todo, waiting=todo.waiting or "the stage before")
-    todo.show(options)
-    if options.dry_run or not pending:
-        return account.rows
-    prepare(study)
-    owed = {unit: account.owed[unit] for unit in pending}
-    sizes = study.cohort["block"].value_counts()
-    total = int(sum(sizes[ledger.block_number(unit)] for unit in pending))
-    resources = Resources(todo.cpus, todo.gpus, todo.memory)
+    if options.dry_run or not pending or plan.waiting:
+        return
+    prepare()
     with session(options):
-        results = map_units(worker, (study.uri, stage, owed), pending, resources, options)
-        for _ in progress(results, total, stage, options):
+        results = map_units(crews, pending, options)
+        for _ in progress(results, subjects_in(study, pending), plan.stage, options):
             pass
-    return ledger.account(study, stage).rows
 
 
-def nan_rows(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float16]]:
-    """Float16 rows of a block before anything is known."""
-    return np.full(shape, np.nan, dtype=np.float16)
+def subjects_in(study: Study, units: Sequence[str]) -> int:
+    """How many subjects some blocks have."""
+    sizes = study.cohort["block"].value_counts()
+    return int(sum(sizes[ledger.block_number(unit)] for unit in units))
+
+
+def kept_rows(array: zarr.Array, axis: int, rows: slice, kept: Sequence[int]) -> NDArray[Any]:
+    """The rows of a block before its work: NaN, but for those that are kept, which are counted from its first."""
+    shape = list(array.shape)
+    shape[axis] = rows.stop - rows.start
+    values: NDArray[Any] = np.full(shape, np.nan, dtype=array.dtype)
+    if kept:
+        before = np.moveaxis(np.asarray(array[(*[slice(None)] * axis, rows)]), axis, 0)
+        np.moveaxis(values, axis, 0)[kept] = before[kept]
+    return values

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,13 +18,16 @@ from dtg_ray.imaging.quality import Rules, broken_rule
 from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
-from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
-from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, kept_rows, recorded, run_blocks
+from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
+from dtg_ray.stages.plan import Plan, resources_of
+from dtg_ray.stages.runtime import Crew, Options
 from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
 
+Windows = NDArray[np.float16]
+Edges = NDArray[np.float32]
 STAGE = "connectomes"
 NAME = "connectomes.zarr"
 VOLUMES_GUESS = 500
@@ -32,29 +36,35 @@ HEADERS_LOOKED_AT = 8
 """Subjects whose headers tell how long runs are."""
 
 
-def run(study: Study, options: Options) -> pd.DataFrame:
-    """Compute the connectomes that are owed; returns the rows of all receipts."""
-    return run_blocks(study, STAGE, ConnectomeWorker, plan, make_arrays, options)
+def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> pd.DataFrame:
+    """Compute and store the connectomes owed, of everybody or some splits; returns the rows of all receipts."""
+    account = ledger.account(study, STAGE)
+    again = account.troubled if options.retry_failed else set()
+    pending = sorted({*unstored(study, account, splits), *again})
+    todo = plan(study, pending, splits)
+    todo.show(options)
+    crew = Crew(ConnectomeWorker, (study.uri, splits), resources_of(todo))
+    run_blocks(study, todo, pending, [crew], functools.partial(make_arrays, study), options)
+    return ledger.account(study, STAGE).rows
 
 
 def make_arrays(study: Study) -> None:
     """Make connectomes.zarr, or check the one that is there."""
-    n_subjects, n_rois, n_voxels = len(study.cohort), study.n_rois, study.grid.n_voxels
+    n_rows, n_rois, n_voxels = study.n_rows, study.n_rois, study.grid.n_voxels
     edges = n_rois * (n_rois - 1) // 2
-    rows = min(study.config.cohort.block_size, n_subjects)
     prepare(
         study.storage,
         NAME,
         {
             "connectome": ArraySpec(
-                (n_subjects, study.config.connectomes.windows, n_rois, n_voxels),
+                (n_rows, study.config.connectomes.windows, n_rois, n_voxels),
                 (1, 1, n_rois, n_voxels),
                 ("subject", "window", "roi", "voxel"),
                 attributes={"long_name": "Pearson correlation of voxel and ROI", "units": "1"},
             ),
             "roi_connectome": ArraySpec(
-                (n_subjects, edges),
-                (rows, edges),
+                (n_rows, edges),
+                (study.config.cohort.block_size, edges),
                 ("subject", "edge"),
                 "float32",
                 {"long_name": "Pearson correlation of ROIs, upper triangle row by row", "units": "1"},
@@ -71,32 +81,42 @@ def space(study: Study) -> dict[str, object]:
 
 
 def coordinates(study: Study) -> dict[str, tuple[str, np.ndarray]]:
-    """Names of the subjects and positions of the voxels (mm), shared by all arrays of a study."""
+    """Who the rows belong to and positions of the voxels (mm), shared by all arrays of a study."""
     places = study.grid.coordinates
     return {
-        "subject": ("subject", study.cohort["subject"].to_numpy().astype(np.dtypes.StringDType())),
+        "subject": ("subject", study.row_names),
         **{axis: ("voxel", places[:, number]) for number, axis in enumerate("xyz")},
     }
 
 
-def plan(study: Study, pending: list[str]) -> Plan:
-    """Bytes, and the memory of a worker: one run on the grid, ROIs and their weights, and one connectome."""
+def plan(study: Study, pending: list[str], splits: Sequence[str] | None = None) -> Plan:
+    """Bytes, and the memory of a worker."""
     rows = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
-    n_voxels, n_rois, config = study.grid.n_voxels, study.n_rois, study.config
-    connectome = n_rois * n_voxels
-    cleaning = 8 * NUMBERS_AT_ONCE * 8 if to_cleaning(config.cleaning).wanted else 0
+    rows = rows if splits is None else rows[rows["split"].isin(splits)]
+    config = study.config
     return Plan(
         stage=STAGE,
         units=len(study.blocks()),
         pending=len(pending),
         subjects=len(rows),
-        bytes_in=int(rows["rest_bytes"].clip(lower=0).sum()),
-        bytes_out=len(rows) * config.connectomes.windows * connectome * 2,
-        memory=_volumes(rows, config) * n_voxels * 4
-        + connectome * (4 * 4 + 2 * config.connectomes.windows)
-        + cleaning
-        + 300 * 2**20,
+        bytes_in=bytes_of_runs(rows),
+        bytes_out=len(rows) * config.connectomes.windows * study.n_rois * study.grid.n_voxels * 2,
+        memory=memory_of_a_subject(study, rows) + 300 * 2**20,
     )
+
+
+def bytes_of_runs(rows: pd.DataFrame) -> int:
+    """Of the rest runs of some of the cohort, as they are stored."""
+    return int(rows["rest_bytes"].clip(lower=0).sum())
+
+
+def memory_of_a_subject(study: Study, rows: pd.DataFrame) -> int:
+    """Bytes for making a connectome: one run on the grid, ROIs and their weights, and the windows."""
+    n_voxels, config = study.grid.n_voxels, study.config
+    connectome = study.n_rois * n_voxels
+    cleaning = 8 * NUMBERS_AT_ONCE * 8 if to_cleaning(config.cleaning).wanted else 0
+    run = _volumes(rows, config) * n_voxels * 4
+    return run + connectome * (4 * 4 + 2 * config.connectomes.windows) + cleaning
 
 
 def _volumes(rows: pd.DataFrame, config: StudyConfig) -> int:
@@ -124,7 +144,21 @@ def to_cleaning(config: CleaningConfig) -> Cleaning:
 
 
 class ConnectomeWorker(BlockWorker):
-    """One block of connectomes."""
+    """One block of connectomes, stored, or handed on to whoever makes maps of them.
+
+    Parameters
+    ----------
+    uri : str
+        The study's.
+    splits : sequence of str, optional
+        Whose connectomes are stored; by default everybody's.
+    """
+
+    def __init__(self, uri: str, splits: Sequence[str] | None = None) -> None:
+        super().__init__(uri, STAGE)
+        cohort = self.study.cohort
+        self.wanted = set(cohort.index if splits is None else cohort.index[cohort["split"].isin(splits)])
+        self.reader = SubjectReader(self.study)
 
     @functools.cached_property
     def arrays(self) -> tuple:
@@ -149,35 +183,115 @@ class ConnectomeWorker(BlockWorker):
         """Memory that all subjects of this worker share, one after the other."""
         return Workspace()
 
+    def today(self, block: int) -> dict[str, str | None]:
+        """Fingerprints of the subjects of a block."""
+        return ledger.connectome_fingerprints(self.study, block)[ledger.block_unit(block)]
+
+    def holding(self, block: int) -> dict[str, Row]:
+        """The rows of a block's receipt that hold today."""
+        return self.receipts.holding(ledger.block_unit(block), self.today(block))
+
+    def kept(self, holding: dict[str, Row]) -> dict[str, Row]:
+        """Of those who are wanted the ones whose connectomes are stored; all others as they are."""
+        return {
+            subject: row
+            for subject, row in holding.items()
+            if subject not in self.wanted or (row.status == "done" and row.qc["stored"])
+        }
+
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the connectomes of a block; a failed or excluded subject's rows stay, or become again, NaN."""
         members, rows = self.study.block(block), self.study.rows(block)
-        connectomes, edges = self.arrays
-        block_edges = np.full((len(members), edges.shape[1]), np.nan, dtype=np.float32)
-        receipts = []
-        for position, (subject, runs) in enumerate(zip(members["subject"], members["rest"], strict=True)):
-            if subject in kept:
-                block_edges[position] = edges[rows.start + position]
-                receipts.append(kept[subject])
-                continue
-            receipt = Row(subject, "failed")
-            values = nan_rows(connectomes.shape[1:])
-            with recorded(receipt, runs[0].image):
-                describe_input(receipt, runs[0].image)
-                block_edges[position] = self.compute(runs, values, receipt)
-            if receipt.status != "done":
-                values[:] = np.nan
-                block_edges[position] = np.nan
-            connectomes[rows.start + position] = values
-            receipts.append(receipt)
-        write_rows(edges, 0, rows, block_edges)
-        return receipts
+        made: dict[int, tuple[Row, Edges]] = {}
+        for subject, position, runs in zip(members["subject"], members["row"], members["rest"], strict=True):
+            if subject in self.wanted and subject not in kept:
+                row, values, edges = self.compute(subject, runs)
+                self.store(position, row, values)
+                made[position - rows.start] = row, edges
+        self._write_edges(block, made, kept)
+        return [*kept.values(), *(row for row, _ in made.values())]
 
-    def compute(self, runs: Sequence[Scan], values: NDArray[np.float16], receipt: Row) -> NDArray[np.float32]:
-        """Fill the windows (W, K, V) of one subject; returns its ROI-to-ROI connectome (E,)."""
-        edges, receipt.qc = subject_connectomes(
-            runs, self.study.grid, self.study.roi_set.weights, self.recipe, values, self.workspace
-        )
-        if broken := broken_rule(receipt.qc, self.rules):
-            raise ExcludedError(f"quality.{broken}", path=runs[0].image)
-        return edges
+    def stream(
+        self, block: int, needed: Container[str], *, keep: bool, retry: bool
+    ) -> Iterator[tuple[Row, Windows | None]]:
+        """The connectomes of a block, one subject after the other, from the study or made on the way.
+
+        When all were taken, the receipt of the block is written, if it says anything new.
+
+        Parameters
+        ----------
+        block : int
+        needed : container of str
+            Whose connectomes are wanted; of the others only whether there is one.
+        keep : bool
+            Store what is made.
+        retry : bool
+            Try again those who failed or broke a rule before.
+
+        Yields
+        ------
+        Row
+            What happened, now or before.
+        windows : (W, K, V) float16 or None
+            None for those without a connectome, and those not needed.
+        """
+        holding, members, rows = self.holding(block), self.study.block(block), self.study.rows(block)
+        made: dict[int, tuple[Row, Edges]] = {}
+        for subject, position, runs in zip(members["subject"], members["row"], members["rest"], strict=True):
+            before = holding.get(subject)
+            if before is not None and not self._is_made_again(before, subject in needed, keep=keep, retry=retry):
+                wanted = before.status == "done" and subject in needed
+                yield before, self.reader.stored_windows(subject) if wanted else None
+                continue
+            row, values, edges = self.compute(subject, runs)
+            if keep:
+                self.store(position, row, values)
+            if keep or before is None or before.status != row.status:
+                made[position - rows.start] = row, edges
+            yield row, recorded_windows(values) if row.status == "done" else None
+        if made:
+            self._commit(block, holding, made)
+
+    @staticmethod
+    def _is_made_again(row: Row, needed: bool, *, keep: bool, retry: bool) -> bool:
+        if row.status != "done":
+            return retry and bool(row.error_type)
+        return not row.qc["stored"] and (needed or keep)
+
+    def _commit(self, block: int, holding: Mapping[str, Row], made: Mapping[int, tuple[Row, Edges]]) -> None:
+        """Write what is new of a block: taken back first, written last, as ever."""
+        unit, new = ledger.block_unit(block), [row for row, _ in made.values()]
+        changed = {row.subject for row in new}
+        kept = {subject: row for subject, row in holding.items() if subject not in changed}
+        attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
+        self._write_edges(block, made, kept)
+        commit(self.receipts, unit, [*kept.values(), *new], self.today(block), attempt)
+
+    def _write_edges(self, block: int, made: Mapping[int, tuple[Row, Edges]], kept: Iterable[str]) -> None:
+        """Write the ROI-to-ROI connectomes of a block, those that are kept as they are."""
+        rows, edges = self.study.rows(block), self.arrays[1]
+        values = kept_rows(edges, 0, rows, (self.study.positions(list(kept)) - rows.start).tolist())
+        for position, (_, one) in made.items():
+            values[position] = one
+        write_rows(edges, 0, rows, values)
+
+    def store(self, position: int, row: Row, values: Windows) -> None:
+        """Write the windows of one subject, NaN where there are none."""
+        self.arrays[0][position] = values
+        row.qc["stored"] = float(row.status == "done")
+
+    def compute(self, subject: str, runs: Sequence[Scan]) -> tuple[Row, Windows, Edges]:
+        """What happened, the windows (W, K, V) of one subject, and its ROI-to-ROI connectome (E,); NaN if not done."""
+        row = Row(subject, "failed")
+        values = np.full(self.arrays[0].shape[1:], np.nan, dtype=np.float16)
+        edges = np.full(self.arrays[1].shape[1], np.nan, dtype=np.float32)
+        with recorded(row, runs[0].image):
+            describe_input(row, runs[0].image)
+            weights = self.study.roi_set.weights
+            edges, row.qc = subject_connectomes(runs, self.study.grid, weights, self.recipe, values, self.workspace)
+            row.qc["stored"] = 0.0
+            if broken := broken_rule(row.qc, self.rules):
+                raise ExcludedError(f"quality.{broken}", path=runs[0].image)
+        if row.status != "done":
+            values[:], edges = np.nan, np.full_like(edges, np.nan)
+        return row, values, edges

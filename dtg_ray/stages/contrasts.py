@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,36 +13,50 @@ import pandas as pd
 from dtg_ray import ledger
 from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.stages.blocks import BlockWorker, describe_input, nan_rows, recorded, run_blocks
+from dtg_ray.stages.blocks import BlockWorker, describe_input, kept_rows, recorded, run_blocks
 from dtg_ray.stages.connectomes import coordinates, space
-from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.plan import Plan, resources_of
+from dtg_ray.stages.runtime import Crew, Options
 from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
 
 STAGE = "contrasts"
 NAME = "contrasts.zarr"
+MAPS = {"maps": "contrast map"}
 
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Read the maps that are owed; returns the rows of all receipts."""
-    make = functools.partial(make_maps, name=NAME, contrasts=study.config.contrasts)
-    return run_blocks(study, STAGE, ContrastWorker, plan, make, options)
+    return read_maps(study, STAGE, ContrastWorker, NAME, options)
 
 
-def make_maps(study: Study, name: str, contrasts: Sequence[str]) -> None:
-    """Make an array of maps (contrast, subject, voxel), chunked by block and slab of voxels."""
+def read_maps(
+    study: Study, stage: str, worker: type[ContrastWorker], name: str, options: Options, waiting: str = ""
+) -> pd.DataFrame:
+    """Read the maps of one visit that are owed into an array; returns the rows of all receipts."""
+    account = ledger.account(study, stage)
+    pending = account.pending(retry_failed=options.retry_failed)
+    todo = replace(plan(study, pending, stage, worker.column), waiting=waiting)
+    todo.show(options)
+    crew = Crew(worker, (study.uri, stage), resources_of(todo))
+    make = functools.partial(make_maps, study, name, study.config.contrasts)
+    run_blocks(study, todo, pending, [crew], make, options)
+    return ledger.account(study, stage).rows
+
+
+def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping[str, str] = MAPS) -> None:
+    """Make arrays of maps (contrast, subject, voxel), chunked by block and slab of voxels."""
     n_voxels = study.grid.n_voxels
-    rows = min(study.config.cohort.block_size, len(study.cohort))
-    spec = ArraySpec(
-        (len(contrasts), len(study.cohort), n_voxels),
-        (1, rows, min(study.config.synthesis.slab, n_voxels)),
-        ("contrast", "subject", "voxel"),
-        attributes={"long_name": "contrast map", "units": "z"},
-    )
+    shape = (len(contrasts), study.n_rows, n_voxels)
+    chunks = (1, study.config.cohort.block_size, min(study.config.synthesis.slab, n_voxels))
+    specs = {
+        key: ArraySpec(shape, chunks, ("contrast", "subject", "voxel"), attributes={"long_name": what, "units": "z"})
+        for key, what in arrays.items()
+    }
     names = np.array(contrasts, dtype=np.dtypes.StringDType())
-    prepare(study.storage, name, {"maps": spec}, {"contrast": ("contrast", names), **coordinates(study)}, space(study))
+    places = {"contrast": ("contrast", names), **coordinates(study)}
+    prepare(study.storage, name, specs, places, space(study))
 
 
 def plan(study: Study, pending: list[str], stage: str = STAGE, column: str = "contrasts") -> Plan:
@@ -79,14 +94,17 @@ class ContrastWorker(BlockWorker):
 
         return zarr.open_group(self.study.storage.zarr_store(self.name), mode="r+", zarr_format=3)["maps"]
 
+    def today(self, block: int) -> dict[str, str | None]:
+        """Fingerprints of the subjects of a block."""
+        return ledger.map_fingerprints(self.study, self.column, block)[ledger.block_unit(block)]
+
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the maps of a block; NaN where a contrast was not acquired or a subject failed."""
-        members = self.study.block(block)
-        rows = self.study.rows(block)
-        shape = (len(self.study.config.contrasts), len(members), self.study.grid.n_voxels)
-        values = np.array(self.maps[:, rows]) if kept else nan_rows(shape)
+        members, rows = self.study.block(block), self.study.rows(block)
+        values = kept_rows(self.maps, 1, rows, (members.loc[list(kept), "row"] - rows.start).tolist())
         receipts = []
-        for position, (subject, scans) in enumerate(zip(members["subject"], members[self.column], strict=True)):
+        columns = (members["subject"], members["row"] - rows.start, members[self.column])
+        for subject, position, scans in zip(*columns, strict=True):
             receipt = kept.get(subject, Row(subject, "excluded", message=f"{subject}: {self.none}"))
             if scans and subject not in kept:
                 receipt.message = ""

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
+from dtg_ray.stages.mapping import array_name
 from dtg_ray.stages.maps import chosen_models, require_settled, usable
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
-from dtg_ray.stages.synthesize import array_name
 from dtg_ray.stats.metrics import pearson
 from dtg_ray.stats.reconstruction import (
     diagonality_index,
@@ -86,7 +86,7 @@ def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
         identification, dice (top 25%), dice_auc.
     """
     rows = study.positions(subjects)
-    predicted = study.config.contrasts_of(model)
+    predicted = study.config.maps_of(model)
     compared = [name for name in study.config.contrasts if name in predicted]
     tasks = [dask.delayed(_evaluate_contrast)(study.uri, model, name, rows) for name in compared]
     lines = [line for line in dask.compute(*tasks, scheduler="threads", num_workers=2) if line is not None]
@@ -97,7 +97,7 @@ def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) ->
     """Figures of one contrast over those with both maps; None where there are fewer than two."""
     study = Study(uri)
     actual = _grey_maps(study, "contrasts.zarr", study.config.contrasts.index(contrast), rows)
-    predicted = _grey_maps(study, array_name(model), study.config.contrasts_of(model).index(contrast), rows)
+    predicted = _grey_maps(study, array_name(model), study.config.maps_of(model).index(contrast), rows)
     measured = ~np.isnan(actual).any(axis=1) & ~np.isnan(predicted).any(axis=1)
     if measured.sum() < 2:
         return None

@@ -13,6 +13,9 @@ from dtg_ray import ledger
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.study import Study
 
+TRAINING = ("train", "validation")
+"""Splits whose connectomes and maps a training reads."""
+
 
 class SubjectReader:
     """Reads one subject at a time; opens the arrays in the process that uses it.
@@ -24,7 +27,7 @@ class SubjectReader:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.position = {subject: row for row, subject in enumerate(study.cohort["subject"])}
+        self.position = study.cohort["row"].astype(int).to_dict()
 
     @functools.cached_property
     def _connectomes(self) -> Any:
@@ -40,18 +43,21 @@ class SubjectReader:
         return {subject: set(maps) for subject, maps in zip(cohort["subject"], cohort["contrasts"], strict=True)}
 
     def connectomes(self, subject: str) -> NDArray[np.float32]:
-        """All windows of a subject, (W, K, V) float32; windows that were not recorded are left out.
+        """All windows of a subject, (W, K, V) float32, see `stored_windows`."""
+        return self.stored_windows(subject).astype(np.float32)
+
+    def stored_windows(self, subject: str) -> NDArray[np.float16]:
+        """All windows of a subject, (W, K, V) float16; windows that were not recorded are left out.
 
         Raises
         ------
         StudyError
             When there is none.
         """
-        windows = np.asarray(self._connectomes[self.position[subject]], dtype=np.float32)
-        recorded = ~np.isnan(windows[:, 0, 0])
-        if not recorded.any():
+        windows = recorded_windows(np.asarray(self._connectomes[self.position[subject]]))
+        if not len(windows):
             raise _lost(subject)
-        return windows[recorded]
+        return windows
 
     def stored_window(self, subject: str, number: int) -> NDArray[np.float16]:
         """One window of a subject, (K, V) float16; windows that were recorded come first.
@@ -93,9 +99,15 @@ def _lost(subject: str, what: str = "connectome", stage: str = "connectomes") ->
     )
 
 
+def recorded_windows(values: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Of the windows (W, K, V) of a subject those that were recorded; they come first."""
+    return values[: int((~np.isnan(values[:, 0, 0])).sum())]
+
+
 def usable(study: Study, split: str, contrasts: Sequence[str] | None = None) -> list[str]:
     """Subjects of a split with a connectome and a measured map, by default of any contrast, in the cohort's order."""
-    done = [set(ledger.account(study, stage).subjects("done")) for stage in ("connectomes", "contrasts")]
+    book = ledger.Ledger(study)
+    done = [set(book.account(stage).subjects("done")) for stage in ("connectomes", "contrasts")]
     members = study.cohort[study.cohort["split"] == split]
     wanted = set(study.config.contrasts if contrasts is None else contrasts)
     return [
@@ -121,8 +133,25 @@ def chosen_models(study: Study, model: str | None) -> list[str]:
 
 def require_settled(study: Study, stages: Sequence[str], what: str) -> str:
     """The first of some stages that is unfinished, in words for a plan; empty when all are done."""
+    book = ledger.Ledger(study)
     for stage in stages:
-        account = ledger.account(study, stage)
+        account = book.account(stage)
         if pending := account.pending():
             return f"{stage} ({len(pending)} of {len(account.owed)} units open), before {what}"
     return ""
+
+
+def require_stored(study: Study, splits: Sequence[str], what: str) -> str:
+    """What is unfinished before something reads the connectomes and maps of some splits, in words; empty when done."""
+    account = ledger.account(study, "connectomes")
+    if pending := unstored(study, account, splits):
+        return f"connectomes ({len(pending)} of {len(account.owed)} units open), before {what}"
+    return require_settled(study, ["contrasts"], what)
+
+
+def unstored(study: Study, account: ledger.Account, splits: Sequence[str] | None) -> list[str]:
+    """Units with somebody, of some splits or all, whose connectome was not made yet, or made but not stored."""
+    there = ledger.stored(account) | set(account.subjects("failed")) | set(account.subjects("excluded"))
+    wanted = study.cohort if splits is None else study.cohort[study.cohort["split"].isin(splits)]
+    blocks = wanted.loc[[subject not in there for subject in wanted["subject"]], "block"]
+    return [ledger.block_unit(block) for block in sorted(set(blocks))]

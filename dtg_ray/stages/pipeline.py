@@ -8,6 +8,7 @@ import pandas as pd
 
 from dtg_ray import ledger
 from dtg_ray.stages import connectomes, contrasts, evaluate, predict, report, synthesize, train
+from dtg_ray.stages.maps import TRAINING
 from dtg_ray.stages.runtime import Options, session
 from dtg_ray.study import Study
 
@@ -22,17 +23,35 @@ STAGES = {
 }
 """Every stage by its verb, in the order in which they run."""
 ON_RAY = ("connectomes", "contrasts", "train", "synthesize")
+LEARNING = ("network", "finetuned", "linear", "group_mean")
 
 
 def run(study: Study, options: Options) -> pd.DataFrame:
-    """Run everything that is owed; the rows of all receipts. Ray is only started when one of its stages has work."""
+    """Run everything that is owed; the rows of all receipts. Ray is only started when one of its stages has work.
+
+    Only the connectomes that a model is trained on are stored, unless all shall be kept: those of other people are made
+    on the way to their maps.
+    """
     with contextlib.ExitStack() as stack:
-        if not options.dry_run and any(_has_work(study, stage, options) for stage in ledger.stages(study)):
+        book = ledger.Ledger(study)
+        if not options.dry_run and any(_has_work(book, stage, options) for stage in ledger.stages(study)):
             stack.enter_context(session(options))
-        return pd.concat([stage(study, options) for stage in STAGES.values()], ignore_index=True)
+        stored = connectomes.run(study, options, _stored_splits(book, options))
+        rows = [stage(study, options) for verb, stage in STAGES.items() if verb != "connectomes"]
+    return pd.concat([stored, *rows], ignore_index=True).drop_duplicates(["stage", "subject"], keep="last")
 
 
-def _has_work(study: Study, stage: str, options: Options) -> bool:
+def _stored_splits(book: ledger.Ledger, options: Options) -> tuple[str, ...] | None:
+    """Of whom connectomes are stored before anything else is done; None for everybody."""
+    models = book.study.config.models
+    if options.keep_connectomes or all(model.kind == "retest" for model in models.values()):
+        return None
+    learning = [name for name, model in models.items() if model.kind in LEARNING]
+    untrained = options.overwrite or any(book.account(f"train/{name}").pending() for name in learning)
+    return TRAINING if learning and untrained else ()
+
+
+def _has_work(book: ledger.Ledger, stage: str, options: Options) -> bool:
     return stage.split("/", maxsplit=1)[0] in ON_RAY and bool(
-        ledger.account(study, stage).pending(retry_failed=options.retry_failed)
+        book.account(stage).pending(retry_failed=options.retry_failed)
     )

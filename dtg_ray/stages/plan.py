@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
-from dtg_ray.stages.runtime import Options, gigabytes
+from dtg_ray.stages.runtime import Options, Resources, gigabytes
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,8 @@ class Plan:
     def to_json(self) -> str:
         """The plan for programs."""
         return json.dumps(asdict(self))
+
+
+def resources_of(plan: Plan) -> Resources:
+    """What one worker of a plan needs."""
+    return Resources(plan.cpus, plan.gpus, plan.memory)

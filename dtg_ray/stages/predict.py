@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from dtg_ray import ledger
 from dtg_ray.errors import ConfigError, StudyError, UsageError
+from dtg_ray.stages.mapping import array_name
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
-from dtg_ray.stages.synthesize import array_name
 from dtg_ray.stats.folds import fold_indices
 from dtg_ray.stats.metrics import mae, pearson, r2
 from dtg_ray.stats.permutation import p_value, permutation_indices
@@ -217,7 +217,7 @@ def parts(study: Study, feature: str) -> list[Part]:
     if kind == "measured":
         store, contrasts = "contrasts.zarr", study.config.contrasts
     else:
-        store, contrasts = array_name(model), study.config.contrasts_of(model)
+        store, contrasts = array_name(model), study.config.maps_of(model)
     return [Part(store, "maps", number, voxels) for number in range(len(contrasts))]
 
 

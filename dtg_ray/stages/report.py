@@ -37,7 +37,7 @@ def _draw(study: Study) -> Row:
     evaluated = ledger.account(study, f"evaluate/{study.default_model}").subjects("done")
     if not evaluated:
         return Row(
-            PICTURE, "excluded", message="got no held-out subjects with measured maps, so there is nothing to draw"
+            STAGE, "excluded", message="got no held-out subjects with measured maps, so there is nothing to draw"
         )
     table = read_table(study.storage, table_name(study.default_model)).sort_values("r")
     contrast = str(table["contrast"].iloc[len(table) // 2])
@@ -46,14 +46,14 @@ def _draw(study: Study) -> Row:
     subjects = [name for name in usable(study, "test") if acquired[name]]
     subjects = _most_different(subjects, measured.sel(subject=subjects).to_numpy().astype(np.float32))
     maps = {"measured": measured.sel(subject=subjects).to_numpy().astype(np.float32)}
-    predicting = [name for name in study.config.models if contrast in study.config.contrasts_of(name)]
+    predicting = [name for name in study.config.models if contrast in study.config.maps_of(name)]
     for name in sorted(predicting, key=lambda name: name != study.default_model):
         drawn = study.synthetic(name).sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
         if np.isfinite(drawn).all():  # few people have a second visit
             maps[name] = drawn
     title = f"{contrast}: measured and synthetic maps of two people no model has seen"
     study.storage.write(PICTURE, side_by_side(maps, subjects, study.grid, title))
-    return Row(PICTURE, "done")
+    return Row(STAGE, "done")
 
 
 def _most_different(subjects: list[str], maps: np.ndarray) -> list[str]:

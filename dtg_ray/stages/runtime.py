@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -46,6 +47,10 @@ class Options:
         How many CPUs a Ray of its own may use; by default all of this process.
     overwrite : bool
         Train anew, and replace the models that are there.
+    keep_connectomes : bool
+        Store everybody's connectomes, not only those that are trained on.
+    allow_failures : int, optional
+        Stop a stage when more subjects have failed.
     """
 
     address: str | None = None
@@ -56,6 +61,8 @@ class Options:
     json: bool = False
     cpus: int | None = None
     overwrite: bool = False
+    keep_connectomes: bool = False
+    allow_failures: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,55 +148,71 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def map_units(
-    worker: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    units: Sequence[str],
-    resources: Resources,
-    options: Options,
-) -> Iterator[dict[str, Any]]:
-    """Call `worker(*arguments)(unit)` for every unit, on as many actors as there is room for.
+@dataclass(frozen=True)
+class Crew:
+    """Workers of one kind.
 
     Parameters
     ----------
     worker : class
-        Made once per actor; an instance is called with a unit's name and returns a flat dict.
+        Made once per actor. An instance is called with a unit's name, or with what the crew before made of it, and
+        returns a flat dict with the name as `unit`.
     arguments : tuple
         Of its constructor; picklable and small.
-    units : sequence of str
     resources : Resources
         Of one actor.
+    """
+
+    worker: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    resources: Resources
+
+
+def map_units(crews: Sequence[Crew], units: Sequence[str], options: Options) -> Iterator[dict[str, Any]]:
+    """Have every unit done by one crew after the other, each on as many actors as there is room for.
+
+    Parameters
+    ----------
+    crews : sequence of Crew
+    units : sequence of str
     options : Options
 
     Yields
     ------
     dict
-        What the worker returned, in the order in which units end.
+        What the last crew returned, in the order in which units end.
 
     Raises
     ------
     StudyError
-        When not even one actor fits the machine or cluster, or one fails for a reason that is no subject's.
+        When not even one actor of each crew fits the machine or cluster, or one fails for a reason that is no
+        subject's.
     """
     if options.inline:
-        instance = worker(*arguments)
-        yield from (instance(unit) for unit in units)
+        workers = [crew.worker(*crew.arguments) for crew in crews]
+        for unit in units:
+            result: Any = unit
+            for worker in workers:
+                result = worker(result)
+            yield result
         return
     import ray.data
 
     _silence()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    actors = min(room(resources), len(units))
-    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
-        _Adapter,
-        fn_constructor_args=(worker, arguments),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
-        memory=resources.memory or None,
-    )
+    context.target_max_block_size = None  # what one crew makes of a unit reaches the next one whole
+    dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    for crew, pool in zip(crews, _pools(crews, len(units)), strict=True):
+        dataset = dataset.map_batches(
+            _Adapter,
+            fn_constructor_args=(crew.worker, crew.arguments),
+            batch_size=1,
+            compute=pool,
+            num_cpus=crew.resources.cpus,
+            num_gpus=crew.resources.gpus or None,
+            memory=crew.resources.memory or None,
+        )
     for result in dataset.iter_rows():
         if result.get("error"):
             raise StudyError(
@@ -197,6 +220,19 @@ def map_units(
                 hint="what has a receipt is done; once the cause is gone, the same command goes on from there",
             )
         yield result
+
+
+def _pools(crews: Sequence[Crew], n_units: int) -> list[Any]:
+    """A pool of actors for each crew: as many as there is room for now, and more when nodes come."""
+    import ray.data
+
+    places = [room(crew.resources) for crew in crews]
+    pools = []
+    for number, crew in enumerate(crews):
+        others = sum(other.resources.cpus for other in crews if other is not crew)
+        start = max(min(places[number] - math.ceil(others / max(crew.resources.cpus, 1)), n_units), 1)
+        pools.append(ray.data.ActorPoolStrategy(min_size=1, max_size=max(n_units, 1), initial_size=start))
+    return pools
 
 
 class _Adapter:
@@ -207,9 +243,12 @@ class _Adapter:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Do one unit. What stops it is told as a result: Ray would bury the reason in its own exceptions."""
-        (unit,) = (str(unit) for unit in batch["unit"])
+        given = {key: values[0] for key, values in batch.items()}
+        unit = str(given["unit"])
+        if "error" in given:
+            return {"unit": [unit], "error": [given["error"]]}
         try:
-            result = self.worker(unit)
+            result = self.worker(unit if len(given) == 1 else given)
         except Exception as error:
             log.exception("%s", unit)
             reason = str(error) if isinstance(error, DTGError) else f"{type(error).__name__}: {error}"
@@ -244,7 +283,13 @@ def room(resources: Resources) -> int:
 
 
 def progress(iterator: Iterator[dict[str, Any]], total: int, title: str, options: Options) -> Iterator[dict[str, Any]]:
-    """Show subjects done and failed while results come in; results have `subjects` and `failed`."""
+    """Show subjects done and failed while results come in; results have `subjects` and `failed`.
+
+    Raises
+    ------
+    StudyError
+        When more have failed than are allowed.
+    """
     failed = 0
     with tqdm(total=total, desc=title, unit="subject", disable=options.quiet, file=sys.stderr, mininterval=0.5) as bar:
         for result in iterator:
@@ -252,6 +297,11 @@ def progress(iterator: Iterator[dict[str, Any]], total: int, title: str, options
             if failed:
                 bar.set_postfix(failed=failed)
             bar.update(int(result["subjects"]))
+            if options.allow_failures is not None and failed > options.allow_failures:
+                raise StudyError(
+                    f"{title}: got {failed} subjects that failed, expected at most {options.allow_failures}",
+                    hint="`dtg status` says why; what has a receipt is done",
+                )
             yield result
 
 

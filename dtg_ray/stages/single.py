@@ -40,13 +40,9 @@ def settle(study: Study, account: Account, plan: Plan, work: Callable[[str], Row
         return account.rows
     if plan.waiting:
         raise StudyError(f"{account.stage} waits for {plan.waiting}", hint="run that stage first, or `dtg run`")
-    today, receipts, begin = (
-        str(account.owed[ledger.MODEL]),
-        Receipts(study.storage, account.stage),
-        time.perf_counter(),
-    )
+    today, receipts, begin = str(account.today()), Receipts(study.storage, account.stage), time.perf_counter()
     attempt = receipts.withdraw(ledger.MODEL)
     row = work(today)
-    row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
-    receipts.write(ledger.MODEL, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
+    row.fingerprint, row.seconds, row.peak_memory = today, time.perf_counter() - begin, peak_memory()
+    receipts.write(ledger.MODEL, [row], attempt=attempt, host=socket.gethostname())
     return ledger.account(study, account.stage).rows

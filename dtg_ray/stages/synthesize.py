@@ -1,57 +1,46 @@
-"""`dtg synthesize`: contrast maps of everybody with a connectome, whole blocks at a time.
+"""`dtg synthesize`: contrast maps of everybody, whole blocks at a time, from rest runs or stored connectomes.
 
-The maps of a second visit take the place of a model's as they were measured.
+All models that owe maps of a block make them together, so that nobody's rest runs are read twice. The maps of a second
+visit take the place of a model's as they were measured.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
+from dtg_ray.config import EnsembleConfig
 from dtg_ray.models import activation_values
-from dtg_ray.models.artifact import Model, NetworkModel
-from dtg_ray.stages import contrasts
-from dtg_ray.stages.blocks import BlockWorker, nan_rows, recorded, run_blocks
-from dtg_ray.stages.contrasts import make_maps
-from dtg_ray.stages.maps import SubjectReader, chosen_models
-from dtg_ray.stages.models import load_model, network_config
+from dtg_ray.stages import connectomes
+from dtg_ray.stages.blocks import run_blocks
+from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
+from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
+from dtg_ray.stages.maps import chosen_models
+from dtg_ray.stages.models import network_config
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options
-from dtg_ray.store.arrays import write_rows
-from dtg_ray.store.receipts import Row
+from dtg_ray.stages.runtime import Crew, Options, Resources
 from dtg_ray.study import Study
 
 ACTIVATIONS = 4
 """Outputs of layers, of the size of the largest, that are in memory at once: two, and what a convolution works with."""
+HANDED_ON = 3
+"""Copies of a block's connectomes between two crews: where it was made, on its way, and where it is used."""
 
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
-    """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts."""
-    rows = []
-    for name in chosen_models(study, model):
-        make = functools.partial(make_maps, name=array_name(name), contrasts=study.config.contrasts_of(name))
-        rows.append(
-            run_blocks(
-                study,
-                f"synthesize/{name}",
-                RetestWorker if is_retest(study, name) else SynthesisWorker,
-                functools.partial(plan, name=name),
-                make,
-                options,
-            )
-        )
-    return pd.concat(rows, ignore_index=True)
-
-
-def array_name(model: str) -> str:
-    """Where the maps of a model are."""
-    return f"synthetic/{model}.zarr"
+    """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts, connectomes' too."""
+    names = chosen_models(study, model)
+    made = [name for name in names if not is_retest(study, name)]
+    if made:
+        _make(study, made, options)
+    visits = [_read_visit(study, name, options) for name in names if is_retest(study, name)]
+    book = ledger.Ledger(study)
+    stages = ["connectomes", *(f"synthesize/{name}" for name in made)] if made else []
+    return pd.concat([*(book.account(stage).rows for stage in stages), *visits], ignore_index=True)
 
 
 def is_retest(study: Study, model: str) -> bool:
@@ -59,87 +48,13 @@ def is_retest(study: Study, model: str) -> bool:
     return study.config.models[model].kind == "retest"
 
 
-def plan(study: Study, pending: list[str], name: str) -> Plan:
-    """Bytes, and the memory of a worker: the maps of a block, one connectome, and the network's activations."""
+def _read_visit(study: Study, name: str, options: Options) -> pd.DataFrame:
+    """Read the maps of second visits."""
     waiting = "" if ledger.model_hash(study, name) else f"train/{name}"
-    if is_retest(study, name):
-        return replace(contrasts.plan(study, pending, f"synthesize/{name}", RetestWorker.column), waiting=waiting)
-    members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
-    n_voxels = study.grid.n_voxels
-    maps, windows = len(study.config.contrasts_of(name)) * n_voxels, study.config.connectomes.windows
-    network = network_config(study, name) if pending else None
-    largest = activation_values(network, study.grid.shape)[1] if network else 0
-    return Plan(
-        stage=f"synthesize/{name}",
-        units=len(study.blocks()),
-        pending=len(pending),
-        subjects=len(members),
-        bytes_in=len(members) * windows * study.n_rois * n_voxels * 2,
-        bytes_out=len(members) * maps * 2,
-        memory=maps * (2 * study.config.cohort.block_size + 8)
-        + study.n_rois * n_voxels * 12
-        + ACTIVATIONS * largest * 4
-        + 500 * 2**20,
-        cpus=study.config.synthesis.cpus_per_actor,
-        gpus=study.config.synthesis.gpus_per_actor,
-        waiting=waiting,
-    )
+    return read_maps(study, f"synthesize/{name}", VisitWorker, array_name(name), options, waiting)
 
 
-class SynthesisWorker(BlockWorker):
-    """One block of synthetic maps."""
-
-    @functools.cached_property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.receipts.stage.split("/")[1]
-
-    @functools.cached_property
-    def model(self) -> Model:
-        """The model, on this actor's device; with a set number of threads, so that all actors compute alike."""
-        import torch
-
-        torch.set_num_threads(self.study.config.synthesis.cpus_per_actor)
-        model = load_model(self.study, self.name)
-        if isinstance(model, NetworkModel):
-            on_gpu = self.study.config.synthesis.gpus_per_actor > 0
-            model.prepare_for_inference("cuda" if on_gpu else "cpu")
-        return model
-
-    @functools.cached_property
-    def maps(self) -> Any:
-        """The array, open for writing."""
-        import zarr
-
-        return zarr.open_group(self.study.storage.zarr_store(array_name(self.name)), mode="r+", zarr_format=3)["maps"]
-
-    @functools.cached_property
-    def with_connectome(self) -> set[str]:
-        """Everybody whose connectome is done."""
-        return set(ledger.account(self.study, "connectomes").subjects("done"))
-
-    def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:  # noqa: ARG002 - maps are made again, to the bit
-        """Write the maps of a block; NaN for those without a connectome."""
-        members, reader, model = self.study.block(block), SubjectReader(self.study), self.model
-        values = nan_rows((len(model.contrasts), len(members), self.study.grid.n_voxels))
-        receipts = []
-        for position, subject in enumerate(members["subject"]):
-            receipt = Row(subject, "excluded", message=f"{subject}: no connectome, see stage connectomes")
-            if subject in self.with_connectome:
-                receipt.message = ""
-                windows = reader.connectomes(subject)
-                with recorded(receipt):
-                    values[:, position] = model.predict(windows).mean(axis=0)  # over windows
-                    receipt.qc = {
-                        "windows": float(len(windows)),
-                        "mean_abs": float(np.abs(values[:, position]).mean()),
-                    }
-            receipts.append(receipt)
-        write_rows(self.maps, 1, self.study.rows(block), values)
-        return receipts
-
-
-class RetestWorker(contrasts.ContrastWorker):
+class VisitWorker(ContrastWorker):
     """One block of the maps of second visits."""
 
     column = "retest"
@@ -149,3 +64,95 @@ class RetestWorker(contrasts.ContrastWorker):
     def name(self) -> str:
         """Where the array is."""
         return array_name(self.receipts.stage.split("/")[1])
+
+
+def _make(study: Study, names: Sequence[str], options: Options) -> None:
+    """Show the plan of every model, then make all their maps together."""
+    book = ledger.Ledger(study)
+    owed = {name: owed_units(book, name, options) for name in names}
+    plans = [plan(book, name, owed[name]) for name in names]
+    for one in plans:
+        one.show(options)
+    ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
+    units = sorted(set[str]().union(*(owed[name] for name in ready)))
+    if not units or options.dry_run:
+        return
+    by_model = {name: set(owed[name]) for name in ready}
+    models = {unit: [name for name in ready if unit in by_model[name]] for unit in units}
+    whole = replace(plans[0], stage="synthesize", pending=len(units), waiting="")
+    prepare = functools.partial(_prepare, study, ready)
+    run_blocks(study, whole, units, crews(study, models, ready, options), prepare, options)
+
+
+def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:
+    """Blocks whose maps a model owes."""
+    account, connectomes_ = book.account(f"synthesize/{name}"), book.account("connectomes")
+    again = connectomes_.troubled if options.retry_failed else set()
+    return sorted({*account.pending(retry_failed=options.retry_failed), *again})
+
+
+def _prepare(study: Study, names: Sequence[str]) -> None:
+    connectomes.make_arrays(study)
+    for name in names:
+        make_maps(study, array_name(name), study.config.maps_of(name), arrays_of(study))
+
+
+def crews(study: Study, models: Mapping[str, Sequence[str]], names: Sequence[str], options: Options) -> list[Crew]:
+    """Who does it: one crew for everything, or one for connectomes and one, on GPUs, for maps."""
+    config, blocks = study.config.synthesis, dict(models)
+    first = connectomes.memory_of_a_subject(study, study.cohort) + 300 * 2**20
+    second = memory_of_maps(study, names) + 500 * 2**20
+    keep, retry = options.keep_connectomes, options.retry_failed
+    if not config.two_pools:
+        worker = functools.partial(SynthesisWorker, keep=keep, retry=retry)
+        return [Crew(worker, (study.uri, blocks), Resources(config.cpus_per_actor, 0, first + second))]
+    handed_on = HANDED_ON * study.config.cohort.block_size * bytes_of_a_connectome(study)
+    source = functools.partial(ConnectomeSource, keep=keep, retry=retry)
+    return [
+        Crew(source, (study.uri, blocks), Resources(1, 0, first + handed_on)),
+        Crew(MapSink, (study.uri, blocks), Resources(config.cpus_per_actor, config.gpus_per_actor, second + handed_on)),
+    ]
+
+
+def bytes_of_a_connectome(study: Study) -> int:
+    """All windows of a subject, as they are stored."""
+    return study.config.connectomes.windows * study.n_rois * study.grid.n_voxels * 2
+
+
+def memory_of_maps(study: Study, names: Sequence[str]) -> int:
+    """Bytes of a worker: the maps of a block by every model, those of one subject, and the largest activations."""
+    n_voxels, block = study.grid.n_voxels, study.config.cohort.block_size
+    maps = [len(study.config.maps_of(name)) * n_voxels for name in names]
+    networks = [network_config(study, member) for name in names for member in members_of(study, name)]
+    largest = max([activation_values(one, study.grid.shape)[1] for one in networks if one], default=0)
+    of_blocks = sum(maps) * 2 * block * len(arrays_of(study))
+    of_a_subject = 4 * max(maps, default=0) * (study.config.connectomes.windows + 2)
+    return of_blocks + of_a_subject + study.n_rois * n_voxels * 12 + ACTIVATIONS * largest * 4
+
+
+def members_of(study: Study, name: str) -> Sequence[str]:
+    """The models an ensemble is made of; of any other model itself."""
+    config = study.config.models[name]
+    return config.members if isinstance(config, EnsembleConfig) else [name]
+
+
+def plan(book: ledger.Ledger, name: str, pending: list[str]) -> Plan:
+    """Bytes, and the memory of a worker for this model alone."""
+    study = book.study
+    members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
+    is_stored = members.index.isin(ledger.stored(book.account("connectomes")))
+    untrained = [member for member in members_of(study, name) if ledger.model_hash(study, member) is None]
+    config, ready = study.config.synthesis, bool(pending) and not untrained
+    first = connectomes.memory_of_a_subject(study, members[~is_stored]) if ready else 0
+    return Plan(
+        stage=f"synthesize/{name}",
+        units=len(study.blocks()),
+        pending=len(pending),
+        subjects=len(members),
+        bytes_in=connectomes.bytes_of_runs(members[~is_stored]) + int(is_stored.sum()) * bytes_of_a_connectome(study),
+        bytes_out=len(members) * len(study.config.maps_of(name)) * study.grid.n_voxels * 2 * len(arrays_of(study)),
+        memory=first + memory_of_maps(study, [name]) + 800 * 2**20 if ready else 0,
+        cpus=config.cpus_per_actor,
+        gpus=config.gpus_per_actor,
+        waiting=" and ".join(f"train/{member}" for member in untrained),
+    )

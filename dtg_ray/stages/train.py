@@ -13,7 +13,7 @@ from dtg_ray.config import TRAINED_NETWORKS, BaselineConfig, TrainConfig
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.models import activation_values
 from dtg_ray.models.baselines import Retest
-from dtg_ray.stages.maps import chosen_models, require_settled, usable
+from dtg_ray.stages.maps import TRAINING, chosen_models, require_stored, usable
 from dtg_ray.stages.models import load_model, network_config, provenance_of, save_model, settings_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, session
@@ -37,7 +37,8 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
     ModelError
         When the study has no such model.
     """
-    rows = [_run_one(study, name, options) for name in chosen_models(study, model)]
+    names = [name for name in chosen_models(study, model) if study.config.models[name].kind != "ensemble"]
+    rows = [_run_one(study, name, options) for name in names]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -49,7 +50,7 @@ def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
     if work is None:
         work = functools.partial(_train, options=options)
         if pending and not (todo.waiting or options.dry_run or options.overwrite):
-            _refuse_to_overwrite(study, name, str(account.owed[ledger.MODEL]))
+            _refuse_to_overwrite(study, name, str(account.today()))
     return settle(study, account, todo, functools.partial(work, study, name), options)
 
 
@@ -70,7 +71,7 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
     one = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts))
     memory, cpus, waiting = one * 8 + 500 * 2**20, 1.0, ""
     if pending:
-        waiting = require_settled(study, ["connectomes", "contrasts"], "training")
+        waiting = require_stored(study, TRAINING, "training")
     if isinstance(config, TRAINED_NETWORKS):
         network = network_config(study, name) if pending and not waiting else None
         memory += _memory_of_a_batch(network, config.train, study) if network else 0
@@ -78,7 +79,7 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
             int(config.train.cache_gigabytes * 2**30), 2 * one * len(members) * study.config.connectomes.windows
         )
         cpus = config.train.cpus_per_worker
-        if pending and not waiting and ledger.account(study, f"train/{name}").owed[ledger.MODEL] is None:
+        if pending and not waiting and ledger.account(study, f"train/{name}").today() is None:
             waiting = f"train/{getattr(config, 'start', '')}, from which {name} starts"
     return Plan(
         stage=f"train/{name}",

@@ -18,12 +18,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from dtg_ray import ledger
+from dtg_ray.cohort import manifest
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.report.pictures import curves
-from dtg_ray.stages.maps import SubjectReader, chosen_models, require_settled, usable
+from dtg_ray.stages.maps import SubjectReader, chosen_models, require_stored, usable
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, Resources, map_units, peak_memory, session
+from dtg_ray.stages.runtime import Crew, Options, Resources, map_units, peak_memory, session
 from dtg_ray.stages.train import plan as plan_training
 from dtg_ray.stages.training.checkpoints import Checkpoints
 from dtg_ray.stages.training.data import epoch_batches
@@ -143,14 +144,14 @@ def _check(study: Study, finetuned: str, scratch: str) -> None:
         chosen_models(study, name)
         if not isinstance(study.config.models[name], kind):
             raise UsageError(f"got {name}, a {study.config.models[name].kind} model, expected one of kind {what}")
-    if waiting := require_settled(study, ["connectomes", "contrasts"], "the transfer curve"):
+    if waiting := require_stored(study, manifest.SPLITS, "the transfer curve"):
         raise StudyError(f"the transfer curve waits for {waiting}", hint="run that stage first")
     if len(usable(study, "test")) < FEWEST:
         raise StudyError("got less than 2 test subjects with a connectome and maps, expected at least 2")
 
 
 def _fingerprint(study: Study, cell: Cell, people: list[str], validation: list[str]) -> str:
-    owed = ledger.account(study, f"train/{cell.model}").owed[ledger.MODEL]
+    owed = ledger.account(study, f"train/{cell.model}").today()
     if owed is None:
         start = getattr(study.config.models[cell.model], "start", "")
         raise StudyError(f"{cell.model} waits for train/{start}", hint=f"dtg train {study.uri} --model {start}")
@@ -175,7 +176,7 @@ def _run_cells(
     with session(options), tqdm(total=len(pending), desc=stage, unit="training", disable=options.quiet) as bar:
         resources = Resources(todo.cpus, gpus, todo.memory)
         arguments = (study.uri, stage, cells, dict(owed), people, shared)
-        for _ in map_units(CellWorker, arguments, list(cells), resources, options):
+        for _ in map_units([Crew(CellWorker, arguments, resources)], list(cells), options):
             bar.update()
 
 
@@ -224,8 +225,8 @@ class CellWorker:
         world = World() if not assignment.train["gpu"] else World(device=_gpu())
         train(assignment, world, lambda _message: None)
         figures = self._evaluate(cell, assignment)
-        row = Row(unit, "done", seconds=time.perf_counter() - begin, peak_memory=peak_memory(), qc=figures)
-        self.receipts.write(unit, [row], fingerprint=today, attempt=attempt, host=socket.gethostname())
+        row = Row(unit, "done", today, seconds=time.perf_counter() - begin, peak_memory=peak_memory(), qc=figures)
+        self.receipts.write(unit, [row], attempt=attempt, host=socket.gethostname())
         checkpoints.clear()
         return {"unit": unit}
 

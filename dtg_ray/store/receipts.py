@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
@@ -53,6 +53,8 @@ class Row:
     ----------
     subject : str
     status : "done", "failed" or "excluded"
+    fingerprint : str
+        Of all that the result depends on.
     error_type, message : str
         Why not, where not.
     uri, size, etag
@@ -67,6 +69,7 @@ class Row:
 
     subject: str
     status: Status
+    fingerprint: str = ""
     error_type: str = ""
     message: str = ""
     uri: str = ""
@@ -96,13 +99,12 @@ class Receipts:
         """Where the receipt of a unit is, relative to the root."""
         return f"receipts/{self.stage}/{unit}.parquet"
 
-    def write(self, unit: str, rows: Iterable[Row], *, fingerprint: str, attempt: int, host: str) -> None:
+    def write(self, unit: str, rows: Iterable[Row], *, attempt: int, host: str) -> None:
         """Commit a unit: from here on its work counts as done."""
         finished = pd.Timestamp.now(tz="UTC").floor("ms")
         shared = {
             "stage": self.stage,
             "unit": unit,
-            "fingerprint": fingerprint,
             "attempt": attempt,
             "host": host,
             "finished": finished.to_pydatetime(),
@@ -112,20 +114,25 @@ class Receipts:
         pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), buffer)
         self.storage.write(self.name(unit), buffer.getvalue())
 
-    def withdraw(self, unit: str) -> int:
-        """Delete the receipt of a unit that is about to be done again; returns the number of this attempt."""
-        table = self.read([unit])
-        if len(table):
-            self.storage.delete(self.name(unit))
-        return 1 + (int(table["attempt"].max()) if len(table) else 0)
+    def withdraw(self, unit: str, kept: Iterable[Row] = (), host: str = "") -> int:
+        """Take back the receipt of a unit that is about to be done again, but for rows that stay as they are.
 
-    def done(self, unit: str, fingerprint: str) -> dict[str, Row]:
-        """The rows of a unit that are done and hold today, by subject."""
-        table = self.read([unit])
-        holds = table[(table["status"] == "done") & (table["fingerprint"] == fingerprint)]
-        names = [item.name for item in fields(Row)]
-        records = ({str(key): value for key, value in line.items()} for line in holds[names].to_dict("records"))
-        return {str(record["subject"]): Row(**record) for record in records}
+        Returns the number of this attempt.
+        """
+        table, kept = self.read([unit]), list(kept)
+        attempt = int(table["attempt"].max()) if len(table) else 0
+        if kept:
+            self.write(unit, kept, attempt=attempt, host=host)
+        elif len(table):
+            self.storage.delete(self.name(unit))
+        return attempt + 1
+
+    def holding(self, unit: str, today: Mapping[str, str | None]) -> dict[str, Row]:
+        """The rows of a unit that hold today, by subject, given everybody's fingerprint."""
+        table = self.read([unit])[[item.name for item in fields(Row)]]
+        records = ({str(key): value for key, value in line.items()} for line in table.to_dict("records"))
+        rows = [Row(**record) for record in records]
+        return {row.subject: row for row in rows if row.fingerprint == today.get(row.subject, "")}
 
     def read(self, units: Iterable[str]) -> pd.DataFrame:
         """The rows of several units; units without a readable receipt have none."""

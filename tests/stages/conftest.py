@@ -25,7 +25,7 @@ def finished(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study after one undisturbed `dtg run`; not to be changed."""
     root = tmp_path_factory.mktemp("finished") / "study"
     tools.init(str(root))
-    tools.dtg("run", str(root), "--quiet")
+    tools.dtg("run", str(root), "--quiet", "--keep-connectomes")
     return root
 
 

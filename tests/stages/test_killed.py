@@ -24,7 +24,7 @@ def wait_for(root: Path, pattern: str, count: int = 1) -> None:
 
 def kill_when(tools: Tools, root: Path, pattern: str) -> dict[Path, bytes]:
     """Run everything, SIGKILL the driver as soon as a file appears; returns the receipts written until then."""
-    process = tools.start("run", str(root), "--quiet")
+    process = tools.start("run", str(root), "--quiet", "--keep-connectomes")
     try:
         wait_for(root, pattern)
     finally:
@@ -52,7 +52,7 @@ def test_killed_at_three_stages_ends_in_the_same_bytes(
         before = kept
         assert not (root / "receipts" / "predict").exists(), f"kill {number} came too late to interrupt anything"
     assert (root / "models" / "unet" / "model.json").exists()
-    tools.dtg("run", str(root), "--quiet")
+    tools.dtg("run", str(root), "--quiet", "--keep-connectomes")
     after = {path: path.read_bytes() for path in (root / "receipts").rglob("*.parquet")}
     assert before.items() <= after.items()
     assert arrays(root) == arrays(finished)

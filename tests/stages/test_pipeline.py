@@ -112,7 +112,7 @@ class TestAFinishedStudy:
 class TestRunningAgain:
     def test_changes_no_byte_and_starts_no_ray(self, tools: Tools, finished: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-        again = tools.dtg("run", str(finished))
+        again = tools.dtg("run", str(finished), "--keep-connectomes")
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
         assert again.stderr.count("nothing to do") == 15
         assert "Reconstruction" in again.stdout
@@ -156,7 +156,7 @@ class TestTheCommandLine:
     def test_plans_without_doing_anything(self, tools: Tools, tmp_path: Path) -> None:
         root = Path(tools.init(str(tmp_path / "study")))
         before = sorted(root.rglob("*"))
-        plans = tools.dtg("run", str(root), "--dry-run", "--json").stdout.splitlines()
+        plans = tools.dtg("run", str(root), "--dry-run", "--json", "--keep-connectomes").stdout.splitlines()
         assert sorted(root.rglob("*")) == before
         first = json.loads(plans[0])
         assert (first["stage"], first["pending"], first["subjects"]) == ("connectomes", 6, 24)
@@ -204,7 +204,7 @@ def test_a_study_on_s3_has_the_same_arrays(tools: Tools, finished: Path, s3: Cal
 
     root = f"{s3()}/population/study"
     tools.init(root)
-    tools.dtg("run", root, "--quiet")
+    tools.dtg("run", root, "--quiet", "--keep-connectomes")
     filesystem = s3fs.S3FileSystem()
     prefix = root.removeprefix("s3://")
     expected = arrays(finished)

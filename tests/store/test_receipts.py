@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,18 @@ from dtg_ray.store.receipts import SCHEMA, VARYING, Receipts, Row
 
 ROWS = [
     Row(
-        "sub-01", "done", uri="s3://b/1.nii", size=2**40, etag="abc", seconds=1.5, peak_memory=2**33, qc={"tsnr": 50.5}
+        "sub-01",
+        "done",
+        "f" * 16,
+        uri="s3://b/1.nii",
+        size=2**40,
+        etag="abc",
+        seconds=1.5,
+        peak_memory=2**33,
+        qc={"tsnr": 50.5},
     ),
-    Row("sub-02", "failed", error_type="ShapeError", message="sub-02: 2.nii: got …, expected a 4-D series"),
-    Row("sub-03", "excluded", message="no task map", qc={"b": float("nan"), "a": 2.0}),
+    Row("sub-02", "failed", "f" * 16, error_type="ShapeError", message="sub-02: 2.nii: got …, expected a 4-D series"),
+    Row("sub-03", "excluded", "f" * 16, message="no task map", qc={"b": float("nan"), "a": 2.0}),
 ]
 
 
@@ -25,8 +34,8 @@ def receipts(storage):
     return Receipts(storage, "synthesize/unet")
 
 
-def commit(receipts, unit="block-00000", rows=ROWS, fingerprint="f" * 16, attempt=1):
-    receipts.write(unit, rows, fingerprint=fingerprint, attempt=attempt, host="node-1")
+def commit(receipts, unit="block-00000", rows=ROWS, attempt=1):
+    receipts.write(unit, rows, attempt=attempt, host="node-1")
 
 
 class TestRoundTrip:
@@ -95,9 +104,23 @@ class TestWithdraw:
 
     def test_writing_again_replaces(self, receipts):
         commit(receipts, rows=ROWS)
-        commit(receipts, rows=ROWS[:1], fingerprint="0" * 16)
+        commit(receipts, rows=[replace(ROWS[0], fingerprint="0" * 16)])
         table = receipts.read(["block-00000"])
         assert (len(table), set(table["fingerprint"])) == (1, {"0" * 16})
+
+    def test_leaves_rows_that_are_kept(self, receipts):
+        """A block that is done again for one subject never loses what is done for the others."""
+        commit(receipts, attempt=4)
+        assert receipts.withdraw("block-00000", [ROWS[0]], "node-2") == 5
+        table = receipts.read(["block-00000"])
+        assert table[["subject", "attempt"]].to_numpy().tolist() == [["sub-01", 4]]
+
+
+def test_a_row_holds_while_its_own_fingerprint_is_todays(receipts):
+    commit(receipts)
+    today = {"sub-01": "f" * 16, "sub-02": "0" * 16, "sub-03": None}
+    assert receipts.holding("block-00000", today) == {"sub-01": ROWS[0]}
+    assert receipts.holding("none", today) == {}
 
 
 def zeros(data, begin, end):

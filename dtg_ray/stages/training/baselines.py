@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dtg_ray.models.artifact import Model
 from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
 from dtg_ray.stages.maps import SubjectReader
-from dtg_ray.stages.runtime import Options, Resources, map_units
+from dtg_ray.stages.runtime import Crew, Options, Resources, map_units
 from dtg_ray.study import Study
 
 
@@ -29,7 +29,7 @@ def fit_linear(study: Study, training: list[str], options: Options) -> Model:
     """Mean over subjects of their own fits, added up in the order of the cohort whatever order they end in."""
     parcels = parcels_from_rois(study.rois)
     memory = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts)) * 12 + 300 * 2**20
-    results = map_units(LinearFit, (study.uri,), training, Resources(1, 0, memory), options)
+    results = map_units([Crew(LinearFit, (study.uri,), Resources(1, 0, memory))], training, options)
     mean = RunningMean((len(study.config.contrasts), int(parcels.max()) + 1, study.n_rois + 1))
     early: dict[str, np.ndarray] = {}  # whoever ended before somebody who stands before them
     remaining = iter(training)
