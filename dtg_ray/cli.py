@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     _add_import(verbs)
     _add_finetune(verbs)
     _add_transfer_curve(verbs)
+    _add_withdraw(verbs)
     status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
     status.add_argument("study")
     status.add_argument("--json", action="store_true", help="counts and failures for programs")
@@ -181,6 +182,15 @@ def _add_transfer_curve(verbs: Any) -> None:  # argparse gives this object no pu
     verb.set_defaults(verb=_transfer_curve)
 
 
+def _add_withdraw(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "erase participants who withdrew from everything in a study, keep them out, and search it for traces"
+    verb = verbs.add_parser("withdraw", help=text, description=text)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument("participants", help="text or CSV file: their names, one per line")
+    verb.add_argument("--json", action="store_true", help="the outcome for programs, without names")
+    verb.set_defaults(verb=_withdraw)
+
+
 def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public name
     verb = verbs.add_parser("simulate", help="write a cohort of NIfTI files with known truth")
     verb.add_argument("out", help="local folder")
@@ -207,8 +217,11 @@ def _add_init(verbs: Any) -> None:  # argparse gives this object no public name
     source.add_argument("--hcp", metavar="ROOT", help="HCP Young Adult, such as s3://hcp-openaccess/HCP_1200")
     source.add_argument("--bids", metavar="ROOT", nargs="+", help="derivatives folders of fMRIPrep and of statistics")
     source.add_argument("--table", metavar="FILE", help="CSV, TSV or Parquet: columns subject, rest, contrast:NAME ...")
+    verb.add_argument("--rois", nargs="+", help="soft maps: a 4-D image, 3-D ones, a folder; or a 3-D label atlas")
     verb.add_argument(
-        "--rois", required=True, nargs="+", help="soft maps: a 4-D image, 3-D ones, a folder; or a 3-D label atlas"
+        "--add",
+        action="store_true",
+        help="append whom the study does not have yet; nothing else changes",
     )
     verb.add_argument(
         "--retest",
@@ -260,6 +273,10 @@ def _init(options: argparse.Namespace) -> int:
     from dtg_ray.config import merge
     from dtg_ray.stages import init
 
+    if options.add:
+        return _append(options)
+    if not options.rois:
+        raise UsageError("got no --rois, expected ROI maps or a label atlas")
     chosen: dict[str, Any] = {}
     if options.resolution is not None:
         chosen["grid"] = {"resolution": options.resolution}
@@ -274,6 +291,36 @@ def _init(options: argparse.Namespace) -> int:
     print("\n".join(init.describe(summary)))
     _print_plan(summary.study)
     return 0
+
+
+def _append(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import add
+    from dtg_ray.study import Study
+
+    of_study = ("rois", "config", "resolution", "mask", "tr")
+    if given := [f"--{name}" for name in of_study if getattr(options, name) is not None]:
+        raise UsageError(f"got --add with {given[0]}, expected it without: the study has its settings")
+    study = Study(options.study)
+    _ = study.config  # the study has to be there before hours of listing begin
+    added = add.add(study, _find(options))
+    print("\n".join(add.describe(added)))
+    return 0
+
+
+def _withdraw(options: argparse.Namespace) -> int:
+    from dtg_ray.cohort.withdrawal import read_names
+    from dtg_ray.stages import withdraw
+    from dtg_ray.store.files import normalize, read
+    from dtg_ray.study import Study
+
+    source = normalize(options.participants)
+    done = withdraw.withdraw(Study(options.study), read_names(read(source).decode(), source))
+    if options.json:
+        figures = {"named": len(done.names), "erased": len(done.erased), "trained": done.trained, "files": done.files}
+        print(json.dumps({**figures, "traces": [vars(trace) for trace in done.traces]}))
+    else:
+        print("\n".join(withdraw.describe(done)))
+    return 1 if done.traces else 0
 
 
 def _transfer_curve(options: argparse.Namespace) -> int:

@@ -187,7 +187,7 @@ class EnsembleConfig(_Frozen):
     """The mean of the maps of several models; there is nothing to fit."""
 
     kind: Literal["ensemble"]
-    members: tuple[Name, ...] = Field(min_length=2, description="models that stand before it, of the same contrasts")
+    members: tuple[Name, ...] = Field(min_length=2, description="models of the same contrasts")
 
 
 ModelConfig = Annotated[
@@ -300,16 +300,13 @@ class StudyConfig(_Frozen):
 
     @model_validator(mode="after")
     def _ensembles_have_members(self) -> StudyConfig:
-        known: list[str] = []
+        predicting = [name for name, model in self.models.items() if model.kind not in {"ensemble", "retest"}]
         for name, model in self.models.items():
             if isinstance(model, EnsembleConfig):
-                if wrong := [member for member in model.members if member not in known]:
-                    raise ValueError(f"models.{name}.members: got {wrong}, expected models before it, of {known}")
-                predicted = {self.contrasts_of(member) for member in model.members}
-                if len(predicted) > 1:
+                if wrong := [member for member in model.members if member not in predicting]:
+                    raise ValueError(f"models.{name}.members: got {wrong}, expected some of {predicting}")
+                if len({self.contrasts_of(member) for member in model.members}) > 1:
                     raise ValueError(f"models.{name}: got members of different contrasts, expected the same of all")
-            elif model.kind != "retest":
-                known.append(name)
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
 LEFT_OUT = "left_out.parquet"
 """Who was found but does not take part, and why."""
+WITHDRAWN = "withdrawn.parquet"
+"""Digests of participants who withdrew."""
+NOBODY = ""
+"""The subject of a line of the manifest whose participant withdrew: the row stays, and stays empty."""
 SCAN = pa.struct([(field.name, pa.string()) for field in fields(Scan)])
 COHORT_SCHEMA = pa.schema(
     [
@@ -79,9 +83,20 @@ class Study:
         return parse(read_yaml(self._read(CONFIG).decode(), self.storage.uri(CONFIG)))
 
     @functools.cached_property
-    def cohort(self) -> pd.DataFrame:
-        """The manifest, a line per subject: row, block, split, group, rest, contrasts, retest, rest_bytes."""
+    def manifest(self) -> pd.DataFrame:
+        """cohort.parquet as it is, in the order of rows, with the lines of nobody."""
         return _read_cohort(self._read(COHORT))
+
+    @functools.cached_property
+    def cohort(self) -> pd.DataFrame:
+        """Everybody, by subject: row, block, split, group, rest, contrasts, retest, rest_bytes."""
+        return self.manifest[self.manifest["subject"] != NOBODY]
+
+    def without(self, subjects: Collection[str]) -> Study:
+        """The same study as it would be if some subjects had never been in it."""
+        fewer = Study(self.uri)
+        fewer.__dict__["cohort"] = self.cohort[~self.cohort["subject"].isin(list(subjects))]
+        return fewer
 
     @functools.cached_property
     def phenotypes(self) -> pd.DataFrame:
@@ -129,7 +144,7 @@ class Study:
     @property
     def n_rows(self) -> int:
         """Length of the subject axis of all arrays; a row may be nobody's."""
-        return int(self.cohort["row"].max()) + 1
+        return int(self.manifest["row"].max()) + 1
 
     @property
     def row_names(self) -> NDArray[Any]:

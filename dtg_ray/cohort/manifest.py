@@ -19,6 +19,8 @@ REQUESTS = 16
 """Sizes of files asked for at once."""
 UNSPLIT = "synthesis"
 """Split of those who never did a task: maps are synthesized for them."""
+RELATED = "related"
+"""Split of those who came later and are of one group (a family) with somebody trained or validated on."""
 
 
 def build(found: Found, config: CohortConfig) -> pd.DataFrame:
@@ -65,6 +67,36 @@ def build(found: Found, config: CohortConfig) -> pd.DataFrame:
             "rest_bytes": _rest_bytes(people, found.sizes),
         }
     )
+
+
+def extend(manifest: pd.DataFrame, found: Found, config: CohortConfig) -> pd.DataFrame:
+    """The manifest with people who came later, in blocks of their own; nothing of the lines before changes.
+
+    Models stay as they were trained: the new people who did tasks are in the test split, unless somebody of their group
+    is trained or validated on.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        As `build` made it.
+    found : Found
+        None of whom is in it.
+    config : CohortConfig
+
+    Raises
+    ------
+    ConfigError
+        As `build`; when a rest run is one of somebody in the manifest.
+    """
+    there = zip(manifest["subject"], manifest["rest"], strict=True)
+    _check_runs([*(Participant(str(subject), runs) for subject, runs in there), *found.participants])
+    new = build(found, config)
+    first = int(manifest["block"].max()) + 1
+    trained = set(manifest.loc[manifest["split"].isin(["train", "validation"]), "group"])
+    new["split"] = np.where(new["split"] == UNSPLIT, UNSPLIT, np.where(new["group"].isin(trained), RELATED, "test"))
+    new["block"] += first
+    new["row"] += first * config.block_size
+    return pd.concat([manifest, new.set_index("subject", drop=False)])
 
 
 def _check_runs(people: Sequence[Participant]) -> None:

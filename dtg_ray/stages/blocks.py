@@ -68,7 +68,9 @@ class BlockWorker(ABC):
 
 
 def commit(receipts: Receipts, unit: str, rows: list[Row], today: Mapping[str, str | None], attempt: int) -> None:
-    """Write the receipt of a block: from here on its work counts as done."""
+    """Write the receipt of a block, in the order of its subjects: from here on its work counts as done."""
+    order = {subject: number for number, subject in enumerate(today)}
+    rows = sorted(rows, key=lambda row: order[row.subject])
     for row in rows:
         row.fingerprint = today[row.subject] or ""
     receipts.write(unit, rows, attempt=attempt, host=socket.gethostname())

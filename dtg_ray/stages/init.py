@@ -139,7 +139,7 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     """
     study = Study(uri)
     config = complete(found, expand(rois), settings)
-    chosen = _with_contrasts(found, config.contrasts)
+    chosen = with_contrasts(found, config.contrasts)
     _check_retest(found, chosen, config)
     cohort = manifest.build(chosen, config.cohort)
     phenotypes = _phenotypes(found, cohort)
@@ -179,7 +179,7 @@ def complete(found: Found, rois: list[str], settings: Mapping[str, Any]) -> Stud
     return config
 
 
-def _with_contrasts(found: Found, contrasts: tuple[str, ...]) -> Found:
+def with_contrasts(found: Found, contrasts: tuple[str, ...]) -> Found:
     """The participants with the contrasts of the study alone: who has none of them did no task, for this study."""
 
     def of_study(maps: Mapping[str, Scan]) -> dict[str, Scan]:

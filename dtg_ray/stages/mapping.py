@@ -189,7 +189,9 @@ class BlockMaps:
         for name, values in self._values.items():
             write_rows(self._group[name], 1, self._rows, values)
         rows = [*self._done.values(), *self._new]
-        commit(self._receipts, self._block.unit, rows, {row.subject: row.fingerprint for row in rows}, self._attempt)
+        made = {row.subject: row.fingerprint for row in rows}
+        today = {subject: made[subject] for subject in self._block.connectomes}
+        commit(self._receipts, self._block.unit, rows, today, self._attempt)
         return self._new
 
 

@@ -16,9 +16,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray import ledger
+from dtg_ray.cohort import manifest
 from dtg_ray.errors import ConfigError, StudyError, UsageError
 from dtg_ray.stages.mapping import array_name
-from dtg_ray.stages.maps import require_settled
+from dtg_ray.stages.maps import TRAINING, require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
@@ -69,10 +70,10 @@ def targets(study: Study) -> list[str]:
 
 
 def members(study: Study, feature: str) -> list[str]:
-    """Whose features are complete, in the order of the cohort; only those never trained or validated on, by default."""
+    """Whose features are complete, in the order of the cohort; by default only those never trained or validated on."""
     cohort = study.cohort
     if study.config.prediction.subjects == "unseen":
-        cohort = cohort[~cohort["split"].isin(["train", "validation"])]
+        cohort = cohort[~cohort["split"].isin([*TRAINING, manifest.RELATED])]
     if column := _measured_in(study, feature):
         wanted = set(study.config.contrasts)
         cohort = cohort[np.array([wanted <= set(maps) for maps in cohort[column]], dtype=bool)]

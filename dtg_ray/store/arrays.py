@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,19 @@ def write_rows(array: zarr.Array, axis: int, rows: slice, data: NDArray[Any]) ->
     if rows.start % chunk or (rows.stop % chunk and rows.stop != size):
         raise StudyError(f"got rows {rows.start}:{rows.stop} of {array.name}, expected whole chunks of {chunk}")
     array[(*[slice(None)] * axis, rows)] = data
+
+
+def along(group: zarr.Group, dimension: str = GROWING) -> Iterator[tuple[str, zarr.Array, int]]:
+    """Arrays of a group with a certain axis, besides its coordinate: name, array, number of the axis."""
+    for key, array in group.arrays():
+        dimensions = array.metadata.dimension_names or ()
+        if key != dimension and dimension in dimensions:
+            yield key, array, dimensions.index(dimension)
+
+
+def is_empty(array: zarr.Array, axis: int, row: int) -> bool:
+    """Whether a row holds nothing but NaN."""
+    return bool(np.isnan(np.asarray(array[(*[slice(None)] * axis, row)])).all())
 
 
 def erase(array: zarr.Array, index: tuple[Any, ...]) -> None:

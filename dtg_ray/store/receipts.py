@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dtg_ray.store.files import Storage
@@ -110,9 +111,7 @@ class Receipts:
             "finished": finished.to_pydatetime(),
         }
         records = [{**asdict(row), "qc": sorted(row.qc.items()), **shared} for row in rows]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), buffer)
-        self.storage.write(self.name(unit), buffer.getvalue())
+        self.storage.write(self.name(unit), _bytes_of(pa.Table.from_pylist(records, schema=SCHEMA)))
 
     def withdraw(self, unit: str, kept: Iterable[Row] = (), host: str = "") -> int:
         """Take back the receipt of a unit that is about to be done again, but for rows that stay as they are.
@@ -126,6 +125,16 @@ class Receipts:
         elif len(table):
             self.storage.delete(self.name(unit))
         return attempt + 1
+
+    def erase(self, unit: str, subjects: Collection[str]) -> None:
+        """Take the rows of some subjects out of a receipt; all others stay as they are, to the time."""
+        name = self.name(unit)
+        table = pq.read_table(io.BytesIO(self.storage.read(name)))
+        fewer = table.filter(pc.invert(pc.is_in(table["subject"], pa.array(list(subjects), pa.string()))))
+        if not len(fewer):
+            self.storage.delete(name)
+        elif len(fewer) < len(table):
+            self.storage.write(name, _bytes_of(fewer))
 
     def holding(self, unit: str, today: Mapping[str, str | None]) -> dict[str, Row]:
         """The rows of a unit that hold today, by subject, given everybody's fingerprint."""
@@ -146,6 +155,12 @@ class Receipts:
         folder = f"receipts/{self.stage}/"
         names = (name.removeprefix(folder) for name in self.storage.names(folder))
         return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and "/" not in name]
+
+
+def _bytes_of(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 def _parse(name: str, data: bytes) -> pa.Table | None:
