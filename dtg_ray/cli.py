@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     _add_import(verbs)
     _add_finetune(verbs)
     _add_transfer_curve(verbs)
+    _add_export(verbs)
     status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
     status.add_argument("study")
     status.add_argument("--json", action="store_true", help="counts and failures for programs")
@@ -175,6 +176,22 @@ def _add_transfer_curve(verbs: Any) -> None:  # argparse gives this object no pu
     verb.add_argument("--sizes", nargs="+", help="subjects, or shares of them (default: 3 1%% 5%% 10%% ... 100%%)")
     _add_run_options(verb)
     verb.set_defaults(verb=_transfer_curve)
+
+
+def _add_export(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "write maps as NIfTI files: a BIDS derivatives dataset"
+    verb = verbs.add_parser("export", help=text, description=text, epilog=EPILOG)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument("out", help="root of the dataset: a folder or s3://bucket/prefix")
+    verb.add_argument("--model", help="whose maps; measured: those that were read (default: the first network's)")
+    verb.add_argument("--subjects", metavar="FILE", help="text file: only these people, one per line")
+    verb.add_argument("--contrasts", nargs="+", metavar="NAME", help="only these")
+    group = verb.add_mutually_exclusive_group()
+    group.add_argument("--group", action="store_true", help="mean and standard deviation over the people, as well")
+    group.add_argument("--group-only", action="store_true", help="these, and nobody's own maps")
+    verb.add_argument("--space", metavar="LABEL", help="of the images (default: as the names of the study's files say)")
+    _add_run_options(verb)
+    verb.set_defaults(verb=_export)
 
 
 def _add_simulate(verbs: Any) -> None:  # argparse gives this object no public name
@@ -332,6 +349,27 @@ def _finetune(options: argparse.Namespace) -> int:
     settings = _pairs("--train", options.train, "epochs=20")
     study, how = Study(options.study), _options(options)
     return _exit_code(finetune.run(study, options.source, options.head, options.name, settings, options.config, how))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dtg_ray.stages import export
+    from dtg_ray.store.files import normalize, read
+    from dtg_ray.study import Study
+
+    subjects = tuple(read(normalize(options.subjects)).decode().split()) if options.subjects else None
+    contrasts = tuple(options.contrasts) if options.contrasts else None
+    group = options.group or options.group_only
+    request = export.Request(options.model, subjects, contrasts, not options.group_only, group, options.space)
+    result = export.run(Study(options.study), options.out, request, _options(options))
+    if options.json:
+        print(json.dumps({"written": result.written, "kept": result.kept, "left_out": result.left_out}))
+        return SOME_FAILED if result.left_out else 0
+    if not options.dry_run:
+        of = f"of {result.source.name}, {result.subjects} subjects"
+        print(f"{options.out}: {result.written} images written, {result.kept} were there already ({of})")
+    for reason in result.left_out.values():
+        print(f"left out: {reason}")
+    return SOME_FAILED if result.left_out else 0
 
 
 def _print_plan(study: Study) -> None:
