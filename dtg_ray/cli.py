@@ -463,7 +463,8 @@ def _status(options: argparse.Namespace) -> int:
     from dtg_ray.study import Study
 
     study = Study(options.study)
-    status, failures = study.status(), ledger.failures(study)
+    book = ledger.Ledger(study)
+    status, failures = ledger.status(book), ledger.failures(book)
     if options.json:
         listed = {key: failures[failures["status"] == key].to_dict("records") for key in ("failed", "excluded")}
         stages = status.to_dict("records")

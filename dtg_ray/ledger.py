@@ -141,10 +141,10 @@ def feature_folder(feature: str) -> str:
     return feature.replace(":", "-")
 
 
-def status(study: Study) -> pd.DataFrame:
+def status(book: Ledger) -> pd.DataFrame:
     """Counts per stage: units, settled units, and subjects done, failed, excluded and pending, which add up to all."""
-    book, lines = Ledger(study), []
-    for stage in stages(study):
+    lines = []
+    for stage in stages(book.study):
         one = book.account(stage)
         counts = {key: len(one.subjects(key)) for key in ("done", "failed", "excluded")}
         expected = sum(map(len, one.owed.values()))
@@ -153,10 +153,9 @@ def status(study: Study) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def failures(study: Study) -> pd.DataFrame:
+def failures(book: Ledger) -> pd.DataFrame:
     """Everybody who failed or broke a rule of `quality`: stage, subject, status, error_type, message."""
-    book = Ledger(study)
-    return troubles(pd.concat([book.account(stage).rows for stage in stages(study)], ignore_index=True))
+    return troubles(pd.concat([book.account(stage).rows for stage in stages(book.study)], ignore_index=True))
 
 
 def troubles(rows: pd.DataFrame) -> pd.DataFrame:

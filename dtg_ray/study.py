@@ -216,9 +216,9 @@ class Study:
 
     def status(self) -> pd.DataFrame:
         """Counts per stage, from the receipts alone: a row per stage, see `dtg_ray.ledger.status`."""
-        from dtg_ray.ledger import status
+        from dtg_ray.ledger import Ledger, status
 
-        return status(self)
+        return status(Ledger(self))
 
     def _open_xarray(self, name: str, array: str) -> xr.DataArray:
         import xarray as xr

@@ -10,7 +10,7 @@ import yaml
 from cohort_files import make_study, roi_maps, write_image
 from dtg_ray import ledger
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.ledger import MODEL, account, block_number, block_unit, failures, model_hash, stages, status
+from dtg_ray.ledger import MODEL, account, block_number, block_unit, failures, model_hash, stages
 from dtg_ray.stages.init import write_space
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, ROIS, Study, cohort_bytes
@@ -269,7 +269,7 @@ class TestCounts:
         by_block = [stage for stage in ORDER if stage.split("/")[0] in {"connectomes", "contrasts", "synthesize"}]
 
         def counts():
-            table = status(study).set_index("stage")
+            table = study.status().set_index("stage")
             sums = table[["done", "failed", "excluded", "pending"]].sum(axis=1)
             assert sums[by_block].tolist() == [6] * len(by_block)
             assert sums.drop(by_block).tolist() == [1] * (len(ORDER) - len(by_block))
@@ -292,10 +292,10 @@ class TestCounts:
         assert (table["settled"] == table["units"]).all()
 
     def test_failures_are_listed_with_their_reason(self, study):
-        assert len(failures(study)) == 0
+        assert len(failures(ledger.Ledger(study))) == 0
         settle(study, "connectomes", failed=["sub-02", "sub-06"])
         settle(study, "contrasts", failed=["sub-02"])
-        assert failures(study).to_dict("records") == [
+        assert failures(ledger.Ledger(study)).to_dict("records") == [
             {"stage": stage, "subject": who, "status": "failed", "error_type": "ShapeError", "message": f"{who}: bad"}
             for stage, who in (("connectomes", "sub-02"), ("connectomes", "sub-06"), ("contrasts", "sub-02"))
         ]
@@ -303,7 +303,7 @@ class TestCounts:
     def test_only_receipts_are_read(self, finished):
         """Counts must not depend on arrays, which can hold anything."""
         assert [name for name in finished.storage.names("") if ".zarr/" in name and not name.startswith(ROIS)] == []
-        assert (status(finished)["pending"] == 0).all()
+        assert (finished.status()["pending"] == 0).all()
 
 
 def test_a_model_that_is_not_trained_has_no_hash(study):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,7 @@ class Scan:
 
     def entry(self) -> dict[str, str]:
         """As the manifest holds it: only the files that are there."""
-        return {key: value for key, value in asdict(self).items() if value}
+        return {name: value for name in NAMES if (value := getattr(self, name))}
+
+
+NAMES = tuple(field.name for field in fields(Scan))

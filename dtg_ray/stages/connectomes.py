@@ -156,6 +156,7 @@ class ConnectomeWorker(BlockWorker):
 
     def __init__(self, uri: str, splits: Sequence[str] | None = None) -> None:
         super().__init__(uri, STAGE)
+        self._today: dict[int, dict[str, str | None]] = {}
         cohort = self.study.cohort
         self.wanted = set(cohort.index if splits is None else cohort.index[cohort["split"].isin(splits)])
         self.reader = SubjectReader(self.study)
@@ -185,7 +186,10 @@ class ConnectomeWorker(BlockWorker):
 
     def today(self, block: int) -> dict[str, str | None]:
         """Fingerprints of the subjects of a block."""
-        return ledger.connectome_fingerprints(self.study, block)[ledger.block_unit(block)]
+        if block not in self._today:
+            found = ledger.connectome_fingerprints(self.study, block)[ledger.block_unit(block)]
+            self._today = {block: found}  # the last one alone: a block is asked about again and again, then never more
+        return self._today[block]
 
     def holding(self, block: int) -> dict[str, Row]:
         """The rows of a block's receipt that hold today."""
@@ -212,7 +216,7 @@ class ConnectomeWorker(BlockWorker):
         return [*kept.values(), *(row for row, _ in made.values())]
 
     def stream(
-        self, block: int, needed: Container[str], *, keep: bool, retry: bool
+        self, block: int, holding: Mapping[str, Row], needed: Container[str], *, keep: bool, retry: bool
     ) -> Iterator[tuple[Row, Windows | None]]:
         """The connectomes of a block, one subject after the other, from the study or made on the way.
 
@@ -221,6 +225,8 @@ class ConnectomeWorker(BlockWorker):
         Parameters
         ----------
         block : int
+        holding : mapping of subject to Row
+            What the receipt says that holds, see `holding`.
         needed : container of str
             Whose connectomes are wanted; of the others only whether there is one.
         keep : bool
@@ -235,7 +241,7 @@ class ConnectomeWorker(BlockWorker):
         windows : (W, K, V) float16 or None
             None for those without a connectome, and those not needed.
         """
-        holding, members, rows = self.holding(block), self.study.block(block), self.study.rows(block)
+        members, rows = self.study.block(block), self.study.rows(block)
         made: dict[int, tuple[Row, Edges]] = {}
         for subject, position, runs in zip(members["subject"], members["row"], members["rest"], strict=True):
             before = holding.get(subject)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,15 @@ class Block:
         Today's.
     rows : mapping of subject to Row
         What the receipt says of them that holds.
+    read : dict
+        What was read of the receipts of maps.
     """
 
     study: Study
     number: int
     connectomes: Mapping[str, str | None]
     rows: Mapping[str, Row]
+    read: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -126,7 +129,12 @@ class Block:
         return ledger.block_unit(self.number)
 
     def done(self, model: str) -> dict[str, Row]:
-        """Whose maps of a model are there, and hold."""
+        """Whose maps of a model are there, and hold; read once."""
+        if model not in self.read:
+            self.read[model] = self._read(model)
+        return self.read[model]
+
+    def _read(self, model: str) -> dict[str, Row]:
         of = ledger.synthesis_fingerprint(self.study, model)
         today = {name: of(self.connectomes[name], row.status == "done") for name, row in self.rows.items()}
         holding = receipts_of(self.study, model).holding(self.unit, today)
@@ -258,7 +266,7 @@ class SynthesisWorker(MapWorker):
     def stream(self, block: Block) -> Iterator[tuple[Row, Windows | None]]:
         """The connectomes of a block, one subject after the other."""
         needed = block.missing(self.models[block.unit])
-        return self.connectomes.stream(block.number, needed, keep=self.keep, retry=self.retry)
+        return self.connectomes.stream(block.number, block.rows, needed, keep=self.keep, retry=self.retry)
 
 
 class ConnectomeSource(SynthesisWorker):

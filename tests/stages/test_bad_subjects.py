@@ -154,7 +154,7 @@ def test_an_unreadable_map_fails_its_subject(tools: Tools, tmp_path: Path) -> No
     truncate(truncated)
     tools.dtg("contrasts", str(root), "--inline", check=3)
     study = Study(str(root))
-    failed = ledger.failures(study)
+    failed = ledger.failures(ledger.Ledger(study))
     assert list(failed["subject"]) == ["sub-0005"]
     assert str(truncated) in failed["message"].iloc[0]
     assert np.isnan(study.measured().sel(subject="sub-0005")).all()

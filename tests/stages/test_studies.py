@@ -258,7 +258,7 @@ class TestFMRIPrep:
         values = connectomes(root)
         assert np.isnan(values[1]).all()
         assert np.isfinite(values[[0, 2]]).all()
-        (listed,) = ledger.failures(Study(root)).to_dict("records")
+        (listed,) = ledger.failures(ledger.Ledger(Study(root))).to_dict("records")
         assert (listed["subject"], listed["status"]) == ("sub-02", "excluded")
         counts = Study(root).status().set_index("stage").loc["connectomes"]
         assert counts[["done", "excluded", "failed", "pending"]].tolist() == [2, 1, 0, 0]
