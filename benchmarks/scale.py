@@ -76,12 +76,17 @@ def measure(folder: Path, subjects: int) -> dict[str, Any]:
 
 
 def overhead(uri: Path, blocks: int) -> float:
-    """Seconds of a worker per block that are spent on anything but subjects, by the receipts of synthesis."""
+    """Seconds of a worker per block that are spent on anything but subjects, by the receipts of synthesis.
+
+    The first tenth, while workers start, is left out.
+    """
     study = Study(str(uri))
-    rows = ledger.account(study, STAGE).rows
-    work = rows["seconds"].sum() + ledger.account(study, "connectomes").rows["seconds"].sum()
-    wall = (rows["finished"].max() - rows["finished"].min()).total_seconds()
-    return round((wall * len(os.sched_getaffinity(0)) - work) / blocks, 4)
+    rows = [ledger.account(study, stage).rows for stage in (STAGE, "connectomes")]
+    ends = rows[0].groupby("unit")["finished"].max().sort_values()
+    later = ends.iloc[len(ends) // 10 :]
+    wall = (later.iloc[-1] - later.iloc[0]).total_seconds() / (len(later) - 1)
+    work = sum(table["seconds"].sum() for table in rows) / blocks
+    return round(wall * len(os.sched_getaffinity(0)) - work, 4)
 
 
 def write_cohort(folder: Path, subjects: int) -> tuple[Path, Path]:

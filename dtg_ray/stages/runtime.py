@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray.errors import DTGError, StudyError, UsageError
@@ -192,8 +193,9 @@ def map_units(crews: Sequence[Crew], units: Sequence[str], options: Options) -> 
         workers = [crew.worker(*crew.arguments) for crew in crews]
         for unit in units:
             result: Any = unit
-            for worker in workers:
-                result = worker(result)
+            for crew, worker in zip(crews, workers, strict=True):
+                with threadpool_limits(max(int(crew.resources.cpus), 1)):  # as in an actor: the same bits
+                    result = worker(result)
             yield result
         return
     import ray.data
