@@ -117,8 +117,8 @@ def run_blocks(
     crews: Sequence[Crew],
     prepare: Callable[[], object],
     options: Options,
-) -> None:
-    """Do the blocks that are pending, after their plan was shown.
+) -> bool:
+    """Do the blocks that are pending, after their plan was shown; whether there was anything to do.
 
     Parameters
     ----------
@@ -133,12 +133,13 @@ def run_blocks(
     options : Options
     """
     if options.dry_run or not pending or plan.waiting:
-        return
+        return False
     prepare()
     with session(options):
         results = map_units(crews, pending, options)
         for _ in progress(results, subjects_in(study, pending), plan.stage, options):
             pass
+    return True
 
 
 def subjects_in(study: Study, units: Sequence[str]) -> int:

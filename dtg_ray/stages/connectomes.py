@@ -44,8 +44,8 @@ def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> 
     todo = plan(study, pending, splits)
     todo.show(options)
     crew = Crew(ConnectomeWorker, (study.uri, splits), resources_of(todo))
-    run_blocks(study, todo, pending, [crew], functools.partial(make_arrays, study), options)
-    return ledger.account(study, STAGE).rows
+    changed = run_blocks(study, todo, pending, [crew], functools.partial(make_arrays, study), options)
+    return (ledger.account(study, STAGE) if changed else account).rows
 
 
 def make_arrays(study: Study) -> None:

@@ -41,8 +41,8 @@ def read_maps(
     todo.show(options)
     crew = Crew(worker, (study.uri, stage), resources_of(todo))
     make = functools.partial(make_maps, study, name, study.config.contrasts)
-    run_blocks(study, todo, pending, [crew], make, options)
-    return ledger.account(study, stage).rows
+    changed = run_blocks(study, todo, pending, [crew], make, options)
+    return (ledger.account(study, stage) if changed else account).rows
 
 
 def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping[str, str] = MAPS) -> None:

@@ -27,7 +27,8 @@ from dtg_ray.study import Study
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
     """Evaluate one model or all; returns the rows of their receipts."""
-    rows = [_run_one(study, name, options) for name in chosen_models(study, model)]
+    book = ledger.Ledger(study)
+    rows = [_run_one(book, name, options) for name in chosen_models(study, model)]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -39,20 +40,21 @@ def table_name(model: str) -> str:
 def read_summary(study: Study) -> pd.DataFrame:
     """Means over contrasts, a row per model that has been evaluated, in the order of study.yaml."""
     lines = []
+    book = ledger.Ledger(study)
     for model in study.config.models:
-        if ledger.account(study, f"evaluate/{model}").subjects("done"):
+        if book.account(f"evaluate/{model}").subjects("done"):
             table = read_table(study.storage, table_name(model))
             figures = table.drop(columns=["contrast", "subjects"]).mean()
             lines.append({"model": model, "subjects": int(table["subjects"].max()), **figures.to_dict()})
     return pd.DataFrame(lines)
 
 
-def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
-    stage = f"evaluate/{name}"
-    account = ledger.account(study, stage)
+def _run_one(book: ledger.Ledger, name: str, options: Options) -> pd.DataFrame:
+    study, stage = book.study, f"evaluate/{name}"
+    account = book.account(stage)
     pending = account.pending()
-    members = usable(study, "test")
-    waiting = require_settled(study, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
+    members = usable(book, "test")
+    waiting = require_settled(book, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
     maps = len(members) * study.grid.n_voxels
     size = maps * 4 * len(study.config.contrasts)
     todo = Plan(stage, 1, len(pending), len(members), size, memory=maps * 24, waiting=waiting)

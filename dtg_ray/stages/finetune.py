@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
+from dtg_ray import ledger
 from dtg_ray.config import FinetunedConfig, ImportedConfig
 from dtg_ray.errors import ConfigError, MissingFileError, UsageError
 from dtg_ray.stages import import_model, train
@@ -63,7 +64,7 @@ def run(
     _check_name(study, name, new[name], options)
     changed = import_model.with_models(study, new)
     if options.dry_run:
-        Plan(f"train/{name}", 1, 1, len(usable(study, "train"))).show(options)
+        Plan(f"train/{name}", 1, 1, len(usable(ledger.Ledger(study), "train"))).show(options)
         return pd.DataFrame(columns=["stage", "subject", "status", "error_type", "message"])
     if start in new:
         save_model(study, f"models/{start}", model, origin)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dtg_ray import ledger
 from dtg_ray.errors import ModelError, StudyError
+from dtg_ray.ledger import Ledger
 from dtg_ray.study import Study
 
 TRAINING = ("train", "validation")
@@ -104,9 +105,9 @@ def recorded_windows(values: NDArray[np.float16]) -> NDArray[np.float16]:
     return values[: int((~np.isnan(values[:, 0, 0])).sum())]
 
 
-def usable(study: Study, split: str, contrasts: Sequence[str] | None = None) -> list[str]:
+def usable(book: Ledger, split: str, contrasts: Sequence[str] | None = None) -> list[str]:
     """Subjects of a split with a connectome and a measured map, by default of any contrast, in the cohort's order."""
-    book = ledger.Ledger(study)
+    study = book.study
     done = [set(book.account(stage).subjects("done")) for stage in ("connectomes", "contrasts")]
     members = study.cohort[study.cohort["split"] == split]
     wanted = set(study.config.contrasts if contrasts is None else contrasts)
@@ -131,9 +132,8 @@ def chosen_models(study: Study, model: str | None) -> list[str]:
     return [model] if model else names
 
 
-def require_settled(study: Study, stages: Sequence[str], what: str) -> str:
+def require_settled(book: Ledger, stages: Sequence[str], what: str) -> str:
     """The first of some stages that is unfinished, in words for a plan; empty when all are done."""
-    book = ledger.Ledger(study)
     for stage in stages:
         account = book.account(stage)
         if pending := account.pending():
@@ -141,12 +141,12 @@ def require_settled(study: Study, stages: Sequence[str], what: str) -> str:
     return ""
 
 
-def require_stored(study: Study, splits: Sequence[str], what: str) -> str:
+def require_stored(book: Ledger, splits: Sequence[str], what: str) -> str:
     """What is unfinished before something reads the connectomes and maps of some splits, in words; empty when done."""
-    account = ledger.account(study, "connectomes")
-    if pending := unstored(study, account, splits):
+    account = book.account("connectomes")
+    if pending := unstored(book.study, account, splits):
         return f"connectomes ({len(pending)} of {len(account.owed)} units open), before {what}"
-    return require_settled(study, ["contrasts"], what)
+    return require_settled(book, ["contrasts"], what)
 
 
 def unstored(study: Study, account: ledger.Account, splits: Sequence[str] | None) -> list[str]:

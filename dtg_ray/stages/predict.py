@@ -38,16 +38,18 @@ THREADS = 2
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Predict every target from every feature set; returns the rows of the receipts."""
-    rows = [_run_one(study, feature, options) for feature in study.config.feature_sets()]
+    book = ledger.Ledger(study)
+    rows = [_run_one(book, feature, options) for feature in study.config.feature_sets()]
     return pd.concat(rows, ignore_index=True)
 
 
 def read_scores(study: Study) -> pd.DataFrame:
     """Scores of all feature sets that are done: features, target, subjects, r, p, r2, mae."""
+    book = ledger.Ledger(study)
     done = [
         feature
         for feature in study.config.feature_sets()
-        if ledger.account(study, f"predict/{ledger.feature_folder(feature)}").subjects("done")
+        if book.account(f"predict/{ledger.feature_folder(feature)}").subjects("done")
     ]
     tables = [read_table(study.storage, _table(feature, "scores")) for feature in done]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -69,15 +71,15 @@ def targets(study: Study) -> list[str]:
     return wanted or [name for name in numeric if table[name].min() < table[name].max()]
 
 
-def members(study: Study, feature: str) -> list[str]:
+def members(book: ledger.Ledger, feature: str) -> list[str]:
     """Whose features are complete, in the order of the cohort; by default only those never trained or validated on."""
-    cohort = study.cohort
+    study, cohort = book.study, book.study.cohort
     if study.config.prediction.subjects == "unseen":
         cohort = cohort[~cohort["split"].isin([*TRAINING, manifest.RELATED])]
     if column := _measured_in(study, feature):
         wanted = set(study.config.contrasts)
         cohort = cohort[np.array([wanted <= set(maps) for maps in cohort[column]], dtype=bool)]
-    done = set(ledger.account(study, _source(feature)).subjects("done"))
+    done = set(book.account(_source(feature)).subjects("done"))
     return [subject for subject in cohort["subject"] if subject in done]
 
 
@@ -98,12 +100,12 @@ def _table(feature: str, what: str) -> str:
     return f"prediction/{ledger.feature_folder(feature)}/{what}.parquet"
 
 
-def _run_one(study: Study, feature: str, options: Options) -> pd.DataFrame:
-    stage = f"predict/{ledger.feature_folder(feature)}"
-    account = ledger.account(study, stage)
+def _run_one(book: ledger.Ledger, feature: str, options: Options) -> pd.DataFrame:
+    study, stage = book.study, f"predict/{ledger.feature_folder(feature)}"
+    account = book.account(stage)
     pending = account.pending()
-    names, subjects = targets(study), members(study, feature)
-    waiting = require_settled(study, [_source(feature)], "prediction") if pending else ""
+    names, subjects = targets(study), members(book, feature)
+    waiting = require_settled(book, [_source(feature)], "prediction") if pending else ""
     n, p = len(subjects), sum(part.size for part in parts(study, feature))
     memory = THREADS * 2 * COLUMN_BYTES + 4 * 8 * n * n + 8 * n * study.config.prediction.permutations * 4
     todo = Plan(stage, 1, len(pending), n, 2 * n * p, memory=memory, cpus=THREADS, waiting=waiting)

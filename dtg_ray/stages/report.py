@@ -24,17 +24,19 @@ N_SUBJECTS = 2
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Draw the picture when the maps have changed since; returns the rows of the receipt."""
-    account = ledger.account(study, STAGE)
+    book = ledger.Ledger(study)
+    account = book.account(STAGE)
     pending = account.pending()
     needed = [f"evaluate/{name}" for name in study.config.models]
-    waiting = require_settled(study, needed, "the report") if pending else ""
+    waiting = require_settled(book, needed, "the report") if pending else ""
     todo = Plan(STAGE, 1, len(pending), N_SUBJECTS, memory=300 * 2**20, waiting=waiting)
-    return settle(study, account, todo, lambda _today: _draw(study), options)
+    return settle(study, account, todo, lambda _today: _draw(book), options)
 
 
-def _draw(study: Study) -> Row:
+def _draw(book: ledger.Ledger) -> Row:
     """The contrast that is predicted neither best nor worst, for two people who differ most in it."""
-    evaluated = ledger.account(study, f"evaluate/{study.default_model}").subjects("done")
+    study = book.study
+    evaluated = book.account(f"evaluate/{study.default_model}").subjects("done")
     if not evaluated:
         return Row(
             STAGE, "excluded", message="got no held-out subjects with measured maps, so there is nothing to draw"
@@ -43,7 +45,7 @@ def _draw(study: Study) -> Row:
     contrast = str(table["contrast"].iloc[len(table) // 2])
     measured = study.measured().sel(contrast=contrast)
     acquired = {name: contrast in maps for name, maps in study.cohort["contrasts"].items()}
-    subjects = [name for name in usable(study, "test") if acquired[name]]
+    subjects = [name for name in usable(book, "test") if acquired[name]]
     subjects = _most_different(subjects, measured.sel(subject=subjects).to_numpy().astype(np.float32))
     maps = {"measured": measured.sel(subject=subjects).to_numpy().astype(np.float32)}
     predicting = [name for name in study.config.models if contrast in study.config.maps_of(name)]

@@ -35,10 +35,8 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
     """Synthesize the maps that are owed, of one model or all; returns the rows of all receipts, connectomes' too."""
     names = chosen_models(study, model)
     made = [name for name in names if not is_retest(study, name)]
-    if made:
-        _make(study, made, options)
+    book = _make(study, made, options) if made else ledger.Ledger(study)
     visits = [_read_visit(study, name, options) for name in names if is_retest(study, name)]
-    book = ledger.Ledger(study)
     stages = ["connectomes", *(f"synthesize/{name}" for name in made)] if made else []
     return pd.concat([*(book.account(stage).rows for stage in stages), *visits], ignore_index=True)
 
@@ -66,8 +64,8 @@ class VisitWorker(ContrastWorker):
         return array_name(self.receipts.stage.split("/")[1])
 
 
-def _make(study: Study, names: Sequence[str], options: Options) -> None:
-    """Show the plan of every model, then make all their maps together."""
+def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger:
+    """Show the plan of every model, then make all their maps together; returns the accounts as they are then."""
     book = ledger.Ledger(study)
     owed = {name: owed_units(book, name, options) for name in names}
     plans = [plan(book, name, owed[name]) for name in names]
@@ -76,12 +74,13 @@ def _make(study: Study, names: Sequence[str], options: Options) -> None:
     ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
     units = sorted(set[str]().union(*(owed[name] for name in ready)))
     if not units or options.dry_run:
-        return
+        return book
     by_model = {name: set(owed[name]) for name in ready}
     models = {unit: [name for name in ready if unit in by_model[name]] for unit in units}
     whole = replace(plans[0], stage="synthesize", pending=len(units), waiting="")
     prepare = functools.partial(_prepare, study, ready)
-    run_blocks(study, whole, units, crews(study, models, ready, options), prepare, options)
+    changed = run_blocks(study, whole, units, crews(study, models, ready, options), prepare, options)
+    return ledger.Ledger(study) if changed else book
 
 
 def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:

@@ -71,7 +71,7 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
     one = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts))
     memory, cpus, waiting = one * 8 + 500 * 2**20, 1.0, ""
     if pending:
-        waiting = require_stored(study, TRAINING, "training")
+        waiting = require_stored(ledger.Ledger(study), TRAINING, "training")
     if isinstance(config, TRAINED_NETWORKS):
         network = network_config(study, name) if pending and not waiting else None
         memory += _memory_of_a_batch(network, config.train, study) if network else 0
@@ -106,7 +106,7 @@ def _train(study: Study, name: str, today: str, options: Options) -> Row:
     """Fit a model and write it."""
     config, identity = study.config.models[name], {**settings_of(study, name), "fingerprint": today}
     if isinstance(config, BaselineConfig):
-        training = usable(study, "train")
+        training = usable(ledger.Ledger(study), "train")
         if len(training) < 2:
             raise StudyError(
                 f"got {len(training)} subjects to train on with a connectome and a contrast map, expected at least 2",

@@ -144,9 +144,9 @@ def _check(study: Study, finetuned: str, scratch: str) -> None:
         chosen_models(study, name)
         if not isinstance(study.config.models[name], kind):
             raise UsageError(f"got {name}, a {study.config.models[name].kind} model, expected one of kind {what}")
-    if waiting := require_stored(study, manifest.SPLITS, "the transfer curve"):
+    if waiting := require_stored(ledger.Ledger(study), manifest.SPLITS, "the transfer curve"):
         raise StudyError(f"the transfer curve waits for {waiting}", hint="run that stage first")
-    if len(usable(study, "test")) < FEWEST:
+    if len(usable(ledger.Ledger(study), "test")) < FEWEST:
         raise StudyError("got less than 2 test subjects with a connectome and maps, expected at least 2")
 
 
@@ -155,7 +155,7 @@ def _fingerprint(study: Study, cell: Cell, people: list[str], validation: list[s
     if owed is None:
         start = getattr(study.config.models[cell.model], "start", "")
         raise StudyError(f"{cell.model} waits for train/{start}", hint=f"dtg train {study.uri} --model {start}")
-    return fingerprint("transfer", owed, asdict(cell), people, validation, usable(study, "test"))
+    return fingerprint("transfer", owed, asdict(cell), people, validation, usable(ledger.Ledger(study), "test"))
 
 
 def _run_cells(
@@ -250,7 +250,7 @@ class CellWorker:
             maps = model.predict(self.reader.connectomes(subject)).mean(axis=0)  # over windows
             return maps[outputs][:, grey], self.reader.maps(subject)[measured][:, grey]
 
-        figures = validate(usable(self.study, "test", self.contrasts), self.contrasts, look, World())
+        figures = validate(usable(ledger.Ledger(self.study), "test", self.contrasts), self.contrasts, look, World())
         steps = len(fitted.history) * assignment.passes * _steps(assignment, assignment.training)
         return {**{name: figures[key] for name, key in FIGURES.items()}, "steps": float(steps)}
 

@@ -11,6 +11,7 @@ import torch
 
 from dtg_ray import Study
 from dtg_ray.errors import StudyError
+from dtg_ray.ledger import Ledger
 from dtg_ray.stages.maps import SubjectReader, usable
 from dtg_ray.stages.training import data
 from dtg_ray.stages.training.data import MAPS, Boxes, Chunks, Feed, epoch_batches, random_window
@@ -54,7 +55,7 @@ def study(finished: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def batches(study: Study) -> list[list[tuple[str, int]]]:
-    subjects = usable(study, "train")[:4]
+    subjects = usable(Ledger(study), "train")[:4]
     return [[(subject, MAPS), (subject, 0)] for subject in subjects]
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from dtg_ray import Study, ledger
+from dtg_ray.ledger import Ledger
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import load_model
 from stage_tools import Arrays, Tools, lasting
@@ -65,7 +66,7 @@ class TestAFinishedStudy:
 
     def test_group_mean_is_the_mean_of_the_training_maps(self, finished: Path) -> None:
         study = Study(str(finished))
-        maps = study.measured().sel(subject=usable(study, "train")).to_numpy().astype(float)
+        maps = study.measured().sel(subject=usable(Ledger(study), "train")).to_numpy().astype(float)
         assert_allclose(study.synthetic("group_mean").isel(subject=0), np.nanmean(maps, axis=1), rtol=2e-3, atol=2e-3)
 
     def test_opens_with_xarray_and_as_an_image(self, finished: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
-from dtg_ray import Study
+from dtg_ray import Study, ledger
 from dtg_ray.stages import predict
 from dtg_ray.stats.ridge import Gram
 
@@ -24,7 +24,7 @@ def study(finished: Path) -> Study:
 def test_gram_matrix_is_that_of_the_centred_features(
     study: Study, feature: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subjects = predict.members(study, feature)
+    subjects = predict.members(ledger.Ledger(study), feature)
     rows = study.positions(subjects)
     if feature == "connectome":
         X = study.storage.open_zarr("connectomes.zarr")["roi_connectome"][:][rows]
@@ -39,7 +39,7 @@ def test_gram_matrix_is_that_of_the_centred_features(
 
 
 def test_scores_are_those_of_scikit_learn(study: Study) -> None:
-    subjects = predict.members(study, "connectome")
+    subjects = predict.members(ledger.Ledger(study), "connectome")
     X = study.storage.open_zarr("connectomes.zarr")["roi_connectome"][:][study.positions(subjects)].astype(np.float64)
     y = study.phenotypes.loc[subjects, "network_score"].to_numpy(dtype=float)
     expected = np.empty(len(y))
@@ -54,7 +54,7 @@ def test_scores_are_those_of_scikit_learn(study: Study) -> None:
 
 
 def test_missing_phenotypes_leave_only_their_subjects_out(study: Study) -> None:
-    subjects = predict.members(study, "connectome")
+    subjects = predict.members(ledger.Ledger(study), "connectome")
     gram = predict.gram_matrix(study, "connectome", subjects)
     study.phenotypes.loc[subjects[0], "network_score"] = np.nan
     result = predict.predict_target(study, gram, subjects, "network_score")
@@ -66,7 +66,7 @@ def test_missing_phenotypes_leave_only_their_subjects_out(study: Study) -> None:
 
 
 def test_a_constant_phenotype_has_no_score(study: Study) -> None:
-    subjects = predict.members(study, "connectome")
+    subjects = predict.members(ledger.Ledger(study), "connectome")
     study.phenotypes["constant"] = 1.0
     result = predict.predict_target(study, predict.gram_matrix(study, "connectome", subjects), subjects, "constant")
     assert np.isnan(result.score["r"])
@@ -75,5 +75,7 @@ def test_a_constant_phenotype_has_no_score(study: Study) -> None:
 
 def test_measured_features_need_every_contrast(study: Study) -> None:
     complete = {subject for subject, maps in study.cohort["contrasts"].items() if len(maps) == 3}
-    assert set(predict.members(study, "measured")) <= complete
-    assert len(predict.members(study, "measured")) < len(predict.members(study, "connectome"))
+    assert set(predict.members(ledger.Ledger(study), "measured")) <= complete
+    assert len(predict.members(ledger.Ledger(study), "measured")) < len(
+        predict.members(ledger.Ledger(study), "connectome")
+    )

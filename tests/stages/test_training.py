@@ -14,6 +14,7 @@ import yaml
 from dtg_ray import Study
 from dtg_ray.cohort.simulate import simulate
 from dtg_ray.config import TrainConfig
+from dtg_ray.ledger import Ledger
 from dtg_ray.stages.maps import usable
 from dtg_ray.stages.models import load_model
 from dtg_ray.stages.training.recipe import is_over, learning_rate_factor, parts_of
@@ -33,7 +34,7 @@ class TestATrainedNetwork:
 
         study = Study(str(finished))
         provenance = json.loads((finished / "models" / "unet" / "model.json").read_text())["provenance"]
-        assert provenance["training"] == usable(study, "train")
+        assert provenance["training"] == usable(Ledger(study), "train")
         assert provenance["settings"]["train"]["epochs"] == 8
 
     def test_is_due_again_when_its_files_are_gone(self, tools: Tools, finished: Path, tmp_path: Path) -> None:

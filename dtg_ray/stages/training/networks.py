@@ -117,7 +117,8 @@ def assign(study: Study, name: str, today: str) -> Assignment:
         raise StudyError(f"{name}: got no network to start from", hint="`dtg status` says what is missing")
     predicted = study.config.contrasts_of(name)
     compared = [contrast for contrast in study.config.contrasts if contrast in predicted]
-    training, validation = (usable(study, split, compared) for split in ("train", "validation"))
+    book = ledger.Ledger(study)
+    training, validation = (usable(book, split, compared) for split in ("train", "validation"))
     least = max(2, 2 * config.train.workers)
     if len(training) < least:
         raise StudyError(
@@ -126,7 +127,7 @@ def assign(study: Study, name: str, today: str) -> Assignment:
             hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
     finetuned = config if isinstance(config, FinetunedConfig) else None
-    shown = windows(study, [*training, *validation])
+    shown = windows(book, [*training, *validation])
     return Assignment(
         study=study.uri,
         network=network,
@@ -148,9 +149,9 @@ def _ended(checkpoints: Checkpoints, config: TrainConfig) -> bool:
     return state is not None and is_over(state["history"], config)
 
 
-def windows(study: Study, subjects: list[str]) -> dict[str, int]:
+def windows(book: ledger.Ledger, subjects: list[str]) -> dict[str, int]:
     """How many windows some subjects have, by the receipts of their connectomes."""
-    rows = ledger.account(study, "connectomes").rows.set_index("subject")["qc"]
+    rows = book.account("connectomes").rows.set_index("subject")["qc"]
     return {subject: int(rows[subject]["windows"]) for subject in subjects}
 
 
