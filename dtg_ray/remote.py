@@ -38,13 +38,18 @@ def options(
         How the server encrypts every object that is written; by default as the bucket says.
     kms_key : str, optional
         Which key of KMS; by default the account's.
+
+    Raises
+    ------
+    UsageError
+        When AWS_MAX_ATTEMPTS is not a number.
     """
     if not uri.startswith(("s3://", "s3a://")):
         return {}
     encrypted = {"ServerSideEncryption": encryption, "SSEKMSKeyId": kms_key}
     return {
         "protocol": "dtg-s3",
-        "attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or ATTEMPTS),
+        "attempts": _attempts(),
         "use_listings_cache": False,  # other writers of the same study would not be seen
         "max_concurrency": 1,  # s3fs would ask for the size before each read, to read large objects in pieces
         "s3_additional_kwargs": {name: value for name, value in encrypted.items() if value},
@@ -56,6 +61,14 @@ def options(
             "retries": {"mode": "standard", "total_max_attempts": 1},
         },
     }
+
+
+def _attempts() -> int:
+    """The limit, as AWS's own tools are told it."""
+    given = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not given.isdecimal() or not int(given):
+        raise UsageError(f"AWS_MAX_ATTEMPTS: got {given!r}, expected a number of attempts, at least 1")
+    return int(given)
 
 
 def refuse_credentials(uri: str) -> None:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 
-from dtg_ray.s3 import S3
 from dtg_ray.store.files import Storage
-from s3_faults import Faults, proxy
+from s3_faults import Faults, forget_connections, proxy
 
 AWS_IS_FAR_AWAY = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -93,12 +91,6 @@ def _environment(variables):
             else:
                 os.environ[name] = value
         forget_connections()
-
-
-def forget_connections():
-    """Filesystems remember the endpoint for which they were made."""
-    for kind in (s3fs.S3FileSystem, S3):
-        kind.clear_instance_cache()
 
 
 @contextlib.contextmanager

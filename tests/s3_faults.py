@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import s3fs
+
+from dtg_ray.s3 import S3
+
 XML = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>%s</Code><Message>%s</Message></Error>'
 ANSWERS = {
     "slow_down": (503, XML % (b"SlowDown", b"Please reduce your request rate.")),
@@ -56,6 +60,8 @@ class Faults:
         What happens to the next requests, in order: of ANSWERS or KINDS, SHORT, or "" for nothing.
     always : str
         What happens to every request after them, in place of chance.
+    only : str
+        Nothing happens to requests without this in their path.
     counts : Counter
         By what was done; "requests" are all of them.
     log : list of str
@@ -65,6 +71,7 @@ class Faults:
     share: float = 0.0
     script: list[str] = field(default_factory=list)
     always: str = ""
+    only: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
 
@@ -84,10 +91,11 @@ class Faults:
     def next(self, request: str) -> str:
         """What happens to the next request; nothing: "" ."""
         with self._lock:
-            unlucky = self._random.random() < self.share
-            kind = self._random.choice(KINDS)
             self.counts["requests"] += 1
             self.log.append(request)
+            unlucky, kind = self._random.random() < self.share, self._random.choice(KINDS)
+            if self.only not in request:
+                return ""
             if self.script:
                 return self.script.pop(0)
             return self.always or (kind if unlucky else "")
@@ -232,3 +240,9 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def forget_connections() -> None:
+    """Filesystems remember the endpoint and the credentials for which they were made."""
+    for kind in (s3fs.S3FileSystem, S3):
+        kind.clear_instance_cache()
