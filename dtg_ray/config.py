@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dtg_ray.errors import ConfigError
+from dtg_ray.remote import CONCURRENCY
 
 Strategy = Literal[
     "motion", "high_pass", "wm_csf", "global_signal", "compcor", "ica_aroma", "tedana", "scrub", "non_steady_state"
@@ -225,7 +226,7 @@ class StorageConfig(_Frozen):
         None, description="by the server, of every object written; none: as the bucket says"
     )
     kms_key: str | None = Field(None, min_length=1, description="with aws:kms: ID or ARN; none: the account's own")
-    concurrency: int = Field(32, ge=1, le=1000, description="requests at the same time, per process")
+    concurrency: int = Field(CONCURRENCY, ge=1, le=1000, description="requests at the same time, per process")
 
     @model_validator(mode="after")
     def _a_key_is_for_kms(self) -> StorageConfig:

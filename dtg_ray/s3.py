@@ -116,7 +116,7 @@ class S3(S3FileSystem):
                 if not goes_away(error) or attempt == self.attempts:
                     self._tell(error, request)
                     raise
-            await asyncio.sleep(JITTER.uniform(0, min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)))
+            await asyncio.sleep(wait_after(attempt))
         raise AssertionError("unreachable")
 
     call_s3 = sync_wrapper(_call_s3)
@@ -136,6 +136,8 @@ class S3(S3FileSystem):
                 f"{where}: got credentials that S3 does not take ({reason})",
                 hint="check AWS_PROFILE, AWS_ACCESS_KEY_ID or the role, and the clock; the same command goes on then",
             ) from trouble
+        if isinstance(trouble, PermissionError):  # S3 does not say to what
+            raise PermissionError(f"{where}: {trouble}") from trouble
 
     async def _pipe_file(self, path: str, data: bytes, chunksize: int = ONE_REQUEST, **more: Any) -> Any:
         """Write an object by one request: who is killed leaves no parts of it behind, and it can be made twice."""
@@ -165,6 +167,11 @@ def _check_range(n_bytes: int, given: str, asked: str) -> None:
     expected = min(int(question[2]), size - 1) + 1 - int(question[1])
     if n_bytes != expected or last + 1 - first != expected:
         raise boto.IncompleteReadError(actual_bytes=n_bytes, expected_bytes=expected)
+
+
+def wait_after(attempt: int) -> float:
+    """Seconds to wait after an attempt, the first of which is 1: anything up to a limit that doubles."""
+    return JITTER.uniform(0, min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
 
 
 def goes_away(error: Exception) -> bool:

@@ -46,6 +46,8 @@ KINDS = (
 SHORT = "short"
 """A part of what was asked for, which says that it is all of it."""
 DELAY_SECONDS = 0.05
+HANG, HANG_SECONDS = "hang", 1.0
+"""No answer for longer than anybody should wait."""
 
 
 @dataclass
@@ -130,9 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.faults.count(kind)
             self.answer(*ANSWERS[kind])
             return
-        if kind == "delay":
+        if kind in {"delay", HANG}:
             self.faults.count(kind)
-            time.sleep(DELAY_SECONDS)
+            time.sleep(DELAY_SECONDS if kind == "delay" else HANG_SECONDS)
         self.pass_on(kind, body)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward  # noqa: N815 - as http.server calls them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import fsspec
@@ -180,4 +179,3 @@ def test_a_whole_run_through_faults_is_the_run_without(tools: Tools, finished, a
         pd.testing.assert_frame_equal(rows(str(finished), stage), rows(root, stage))
     assert len(status) == len(calm.status())
     assert {kind for kind in KINDS if faults.counts[kind]} == set(KINDS)
-    print(os.linesep, dict(faults.counts))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import zarr
 
+from dtg_ray.config import StorageConfig
 from dtg_ray.errors import MissingFileError, StorageError, StudyError
+from dtg_ray.s3 import wait_after
 from dtg_ray.store.arrays import ArraySpec, erase, prepare, write_rows
 from dtg_ray.store.files import Storage, read
-from s3_faults import KINDS, SHORT
+from s3_faults import HANG, KINDS, SHORT
 
 pytestmark = pytest.mark.s3
 DATA = np.random.default_rng(0).bytes(10_000)
@@ -119,7 +123,7 @@ class TestWhatIsNotTriedAgain:
 
     def test_what_is_forbidden(self, storage, faults):
         faults.always = "forbidden"
-        with pytest.raises(PermissionError):
+        with pytest.raises(PermissionError, match=storage.uri("a/1")):
             storage.read("a/1")
         with pytest.raises(StudyError, match="Access Denied"):
             storage.write("a/1", DATA)
@@ -161,6 +165,21 @@ class TestWhatIsWholeOrNothing:
         assert not [line for line in faults.log if "uploads" in line]
 
 
+class TestWaiting:
+    def test_for_an_answer_has_an_end(self, storage, faults, monkeypatch):
+        monkeypatch.setattr("dtg_ray.remote.READ_SECONDS", 0.3)
+        faults.script = [HANG]
+        assert Storage(storage.root).read("a/1") == DATA
+        assert faults.counts[HANG] == 1
+
+    def test_is_random_and_gets_longer_up_to_a_limit(self):
+        for attempt, longest in ((1, 0.2), (2, 0.4), (5, 3.2), (8, 20), (30, 20)):
+            waits = np.array([wait_after(attempt) for _ in range(1000)]) / longest
+            assert ((waits >= 0) & (waits <= 1)).all()
+            assert 0.4 < waits.mean() < 0.6
+            assert waits.std() > 0.2
+
+
 def test_all_requests_are_few(storage, faults):
     """Each is paid for, and a hundred thousand people are many."""
     storage.read("a/1")
@@ -171,10 +190,6 @@ def test_all_requests_are_few(storage, faults):
 
 
 def test_requests_at_the_same_time_have_a_limit(s3, faults):
-    import threading
-
-    from dtg_ray.config import StorageConfig
-
     storage = Storage(f"{s3()}/root", StorageConfig(concurrency=3))
     names = [f"a/{number}" for number in range(30)]
     for name in names:
