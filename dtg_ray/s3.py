@@ -161,7 +161,7 @@ async def _whole(method: str, answer: dict[str, Any], asked: str) -> dict[str, A
 def _check_range(n_bytes: int, given: str, asked: str) -> None:
     """Refuse a part that is shorter than what was asked for, though the server says that this is all."""
     answer, question = RANGE.fullmatch(given), RANGE.fullmatch(asked)
-    if answer is None or question is None:
+    if answer is None or question is None or answer[3] is None:
         return
     first, last, size = (int(number) for number in answer.groups())
     expected = min(int(question[2]), size - 1) + 1 - int(question[1])

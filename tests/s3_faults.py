@@ -142,7 +142,11 @@ class _Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         """The body as it came; chunks of aws-chunked are content, those of HTTP are not."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            data = self.rfile.read(length)
+            if len(data) < length:
+                raise ConnectionAbortedError("the client went away, and the server must not take this for all")
+            return data
         parts = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
             parts.append(self.rfile.read(size))
