@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dtg_ray.errors import ConfigError
+from dtg_ray.remote import CONCURRENCY
 
 Strategy = Literal[
     "motion", "high_pass", "wm_csf", "global_signal", "compcor", "ica_aroma", "tedana", "scrub", "non_steady_state"
@@ -246,6 +247,22 @@ class PredictionConfig(_Frozen):
     seed: int = Field(42, ge=0)
 
 
+class StorageConfig(_Frozen):
+    """How the study is kept in a bucket. It changes nothing that is computed, and means nothing on a disk."""
+
+    encryption: Literal["AES256", "aws:kms"] | None = Field(
+        None, description="by the server, of every object written; none: as the bucket says"
+    )
+    kms_key: str | None = Field(None, min_length=1, description="with aws:kms: ID or ARN; none: the account's own")
+    concurrency: int = Field(CONCURRENCY, ge=1, le=1000, description="requests at the same time, per process")
+
+    @model_validator(mode="after")
+    def _a_key_is_for_kms(self) -> StorageConfig:
+        if self.kms_key and self.encryption != "aws:kms":
+            raise ValueError(f"got kms_key with encryption {self.encryption}, expected encryption: aws:kms")
+        return self
+
+
 OPERATION = {"train": {"readers", "cache_gigabytes", "checkpoint_minutes"}}
 """Settings of a model that change how it is trained, but not what comes out."""
 
@@ -273,6 +290,7 @@ class StudyConfig(_Frozen):
     models: dict[Name, ModelConfig] = Field(default_factory=lambda: dict(DEFAULT_MODELS), min_length=1)
     synthesis: SynthesisConfig = SynthesisConfig()
     prediction: PredictionConfig = PredictionConfig()
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
     def _features_exist(self) -> StudyConfig:

@@ -49,6 +49,10 @@ class StudyError(DTGError):
     """The study on disk is missing, incomplete, or disagrees with itself."""
 
 
+class StorageError(DTGError):
+    """The network or the object store does not answer, or not to these credentials: no fault of any subject's data."""
+
+
 class ModelError(DTGError):
     """A model file cannot be read, or does not fit the study."""
 

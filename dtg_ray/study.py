@@ -19,7 +19,7 @@ from dtg_ray.errors import MissingFileError, StudyError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import Rois
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.store.files import Storage, is_remote
+from dtg_ray.store.files import Storage
 from dtg_ray.store.tables import read_table
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Study:
     ----------
     uri : str
         Its root: a local folder or `s3://bucket/prefix`.
+    config : StudyConfig, optional
+        Of a study that is being made; by default study.yaml says it.
 
     Raises
     ------
@@ -65,8 +67,10 @@ class Study:
         By the properties, when the study has not been initialised.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.storage = Storage(uri)
+    def __init__(self, uri: str, config: StudyConfig | None = None) -> None:
+        self._root = Storage(uri)
+        if config is not None:
+            self.config = config
 
     def __repr__(self) -> str:
         """Where it is."""
@@ -75,12 +79,17 @@ class Study:
     @property
     def uri(self) -> str:
         """Root of the study."""
-        return self.storage.root
+        return self._root.root
+
+    @functools.cached_property
+    def storage(self) -> Storage:
+        """All its files, kept as study.yaml says, which is therefore read first."""
+        return Storage(self.uri, self.config.storage)
 
     @functools.cached_property
     def config(self) -> StudyConfig:
         """study.yaml, validated."""
-        return parse(read_yaml(self._read(CONFIG).decode(), self.storage.uri(CONFIG)))
+        return parse(read_yaml(self._read(CONFIG).decode(), self._root.uri(CONFIG)))
 
     @functools.cached_property
     def manifest(self) -> pd.DataFrame:
@@ -225,20 +234,18 @@ class Study:
 
         if not self.storage.exists(f"{name}/zarr.json"):
             raise StudyError(f"{self.storage.uri(name)}: not there", hint="`dtg status` tells which stage comes next")
-        options: dict[str, Any] = {"storage_options": {"use_listings_cache": False}} if is_remote(self.uri) else {}
         dataset = xr.open_zarr(
-            self.storage.uri(name),
+            self.storage.zarr_store(name, read_only=True),
             consolidated=False,
             zarr_format=3,
             chunks=None,
             mask_and_scale=False,
-            **options,
         )
         return dataset[array].isel(subject=np.flatnonzero(dataset["subject"].to_numpy() != ""))
 
     def _read(self, name: str) -> bytes:
         try:
-            return self.storage.read(name)
+            return self._root.read(name)
         except MissingFileError as error:
             raise StudyError(
                 f"{self.uri}: got no {name}, expected a study",

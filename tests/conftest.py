@@ -14,9 +14,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 
 from dtg_ray.store.files import Storage
+from s3_faults import Faults, forget_connections, proxy
 
 AWS_IS_FAR_AWAY = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -38,6 +38,17 @@ def s3(tmp_path_factory):
         _server(port, tmp_path_factory.mktemp("s3") / "log"),
     ):
         yield _new_bucket
+
+
+@pytest.fixture
+def faults(s3, monkeypatch):
+    """What goes wrong on the way to the S3 server from now on; nothing, until the test says so."""
+    chosen = Faults()
+    with proxy(os.environ["AWS_ENDPOINT_URL"], chosen) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_connections()
+        yield chosen
+        forget_connections()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -66,11 +77,11 @@ def _free_port():
 
 @contextlib.contextmanager
 def _environment(variables):
-    """Variables for the time of the session; filesystems made before would not know the endpoint."""
+    """Variables for the time of the session."""
     profiles = {name: os.environ.pop(name) for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN") if name in os.environ}
     before = {name: os.environ.get(name) for name in variables} | profiles
     os.environ.update(variables)
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_connections()
     try:
         yield
     finally:
@@ -79,7 +90,7 @@ def _environment(variables):
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        s3fs.S3FileSystem.clear_instance_cache()
+        forget_connections()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from backports import zstd
 from isal import igzip, isal_zlib
 
 from dtg_ray.errors import CorruptFileError, MissingFileError, TooLargeError, UnsafePathError
+from dtg_ray.remote import options
 
 ZIP = "zip://"
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -149,7 +150,7 @@ def _open_file(stack: contextlib.ExitStack, uri: str, block: int) -> tuple[IO[by
         if "://" not in uri:
             path = Path(uri)
             return stack.enter_context(path.open("rb")), path.stat().st_size
-        fs, name = fsspec.url_to_fs(uri)
+        fs, name = fsspec.url_to_fs(uri, **options(uri))
         kept = {"maxblocks": BLOCKS_KEPT}
         file = fs.open(name, "rb", block_size=block, cache_type="background", cache_options=kept)
     except ABSENT as error:

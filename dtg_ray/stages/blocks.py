@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.errors import ExcludedError, SubjectError
+from dtg_ray.errors import ExcludedError, StorageError, SubjectError
 from dtg_ray.imaging.streams import archive_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, map_units, peak_memory, progress, session
@@ -81,12 +81,14 @@ def recorded(row: Row, path: str = "") -> Iterator[None]:
     """Turn what goes wrong with one subject's data into its row; the others go on.
 
     Only the reading and computing of one subject belongs inside: an error while writing results is not the
-    subject's fault and stops the stage.
+    subject's fault and stops the stage. Neither is a store that does not answer, wherever it is.
     """
     begin = time.perf_counter()
     try:
         yield
         row.status = "done"
+    except StorageError:
+        raise
     except Exception as error:
         row.status = "excluded" if isinstance(error, ExcludedError) else "failed"
         row.error_type = type(error).__name__

@@ -137,8 +137,8 @@ def init(uri: str, found: Found, rois: list[str], settings: Mapping[str, Any]) -
     ConfigError
         When settings, tables or ROI maps cannot be used.
     """
-    study = Study(uri)
     config = complete(found, expand(rois), settings)
+    study = Study(uri, config)
     chosen = with_contrasts(found, config.contrasts)
     _check_retest(found, chosen, config)
     cohort = manifest.build(chosen, config.cohort)
@@ -256,7 +256,7 @@ def _phenotypes(found: Found, cohort: pd.DataFrame) -> pd.DataFrame:
 
 def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenotypes: pd.DataFrame) -> None:
     """Refuse to make another study where there is one."""
-    there = read_yaml(study.storage.read(CONFIG).decode(), study.storage.uri(CONFIG))
+    there = Study(study.uri).config.model_dump(mode="json")
     wanted = config.model_dump(mode="json")
     different = sorted(key for key in wanted if there.get(key) != wanted[key])
     compared = [

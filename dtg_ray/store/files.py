@@ -16,10 +16,12 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from dtg_ray.errors import MissingFileError, StudyError
+from dtg_ray.config import StorageConfig
+from dtg_ray.errors import MissingFileError, StorageError, StudyError
+from dtg_ray.remote import options, refuse_credentials
 
-# s3fs remembers listings; other writers of the same study would not be seen
-REMOTE_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"use_listings_cache": False}}
+PLAIN = StorageConfig()
+"""What is read, and what is no part of a study."""
 
 
 def is_remote(uri: str) -> bool:
@@ -33,14 +35,22 @@ def local_path(uri: str) -> Path:
 
 
 def normalize(uri: str) -> str:
-    """One way of writing each URI: absolute local paths, no slash at the end."""
+    """One way of writing each URI: absolute local paths, no slash at the end.
+
+    Raises
+    ------
+    UsageError
+        When a URI holds a password or a secret key.
+    """
+    refuse_credentials(uri)
     return uri.rstrip("/") if is_remote(uri) else str(local_path(uri))
 
 
-def filesystem(uri: str) -> Any:
+def filesystem(uri: str, config: StorageConfig = PLAIN) -> Any:
     """The fsspec filesystem of a URI."""
-    protocol = uri.split("://", maxsplit=1)[0] if is_remote(uri) else "file"
-    return fsspec.filesystem(protocol, **REMOTE_OPTIONS.get(protocol, {}))
+    if not is_remote(uri):
+        return fsspec.filesystem("file")
+    return fsspec.url_to_fs(uri, **options(uri, **config.model_dump()))[0]
 
 
 def read(uri: str) -> bytes:
@@ -65,7 +75,9 @@ def listed_bytes(entry: Mapping[str, Any]) -> int:
 
 def is_trouble(error: Exception) -> bool:
     """Whether an error is the disk's, the bucket's or the network's, and not a defect of ours."""
-    return isinstance(error, OSError) or type(error).__module__.startswith(("botocore.", "aiobotocore."))
+    return isinstance(error, (OSError, StorageError)) or type(error).__module__.startswith(
+        ("botocore.", "aiobotocore.")
+    )
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -92,9 +104,12 @@ class Storage:
     ----------
     root : str
         A local folder or `s3://bucket/prefix`.
+    config : StorageConfig
+        How objects are written to a bucket; the `storage` of study.yaml.
     """
 
     root: str
+    config: StorageConfig = PLAIN
 
     def __post_init__(self) -> None:
         """Write the root in one way."""
@@ -103,11 +118,11 @@ class Storage:
     @functools.cached_property
     def fs(self) -> Any:
         """The filesystem, made in the process that uses it (s3fs is not fork-safe)."""
-        return filesystem(self.root)
+        return filesystem(self.root, self.config)
 
-    def __getstate__(self) -> dict[str, str]:
+    def __getstate__(self) -> dict[str, Any]:
         """Travel between processes without the open filesystem."""
-        return {"root": self.root}
+        return {"root": self.root, "config": self.config}
 
     def uri(self, name: str) -> str:
         """Where a file of this root is."""
@@ -151,9 +166,10 @@ class Storage:
         except Exception as error:
             if not is_trouble(error):
                 raise
+            hint = "free some space or choose another root; nothing half-written was kept"
             raise StudyError(
                 f"{uri}: could not be written: {getattr(error, 'strerror', None) or error}",
-                hint="free some space or choose another root; nothing half-written was kept",
+                hint=error.hint if isinstance(error, StorageError) else hint,
             ) from error
 
     def delete(self, name: str) -> None:
@@ -182,9 +198,8 @@ class Storage:
         uri = self.uri(name)
         if not is_remote(uri):
             return LocalStore(uri, read_only=read_only)
-        protocol = uri.split("://")[0]
-        options = REMOTE_OPTIONS.get(protocol, {})
-        return FsspecStore.from_url(uri, storage_options=options, read_only=read_only)
+        chosen = options(uri, **self.config.model_dump())
+        return FsspecStore.from_url(uri, storage_options=chosen, read_only=read_only)
 
     def open_zarr(self, name: str) -> zarr.Group:
         """Open a Zarr group for reading.

@@ -13,10 +13,11 @@ import pytest
 from backports import zstd
 
 from cohort_files import GRID, image_bytes, rest_run, write_bytes
-from dtg_ray.errors import CorruptFileError, MissingFileError, TooLargeError, UnsafePathError
+from dtg_ray.errors import CorruptFileError, MissingFileError, StorageError, TooLargeError, UnsafePathError
 from dtg_ray.imaging.series import open_series
 from dtg_ray.imaging.space import read_masked
 from dtg_ray.imaging.streams import archive_of, member, open_stream, read_all
+from s3_faults import KINDS, SHORT
 
 LIMIT = 2**30
 INSIDE = "fMRI/rfMRI.ica/filtered_func_data_clean.nii.gz"
@@ -177,3 +178,57 @@ def test_how_much_a_file_can_hold_is_known_before_it_is_read(tmp_path):
     ):
         with open_stream(uri, LIMIT) as stream:
             assert least <= stream.most <= most
+
+
+@pytest.mark.s3
+class TestANetworkThatFails:
+    """An image is read whole, or the network is at fault; never is part of an image taken for one."""
+
+    DATA = image_bytes(rest_run())
+
+    @pytest.fixture
+    def uris(self, s3, faults):  # noqa: ARG002 - it has to be there first
+        """The same image plain, packed, and in an archive."""
+        bucket = s3()
+        plain, packed = (write_bytes(f"{bucket}/a.{kind}", self.DATA) for kind in ("nii", "nii.gz"))
+        return [plain, packed, member(zipped(f"{bucket}/a.zip", {INSIDE: gzip.compress(self.DATA)}), INSIDE)]
+
+    def test_gives_the_same_bytes(self, uris, faults):
+        for uri in uris:
+            faults.forget()
+            faults.script = [kind for kinds in zip(KINDS, KINDS[::-1], strict=True) for kind in (*kinds, "")]
+            with open_stream(uri, LIMIT, block=5_000) as stream:
+                assert stream.read(len(self.DATA) + 1) == self.DATA
+            assert {kind for kind in KINDS if faults.counts[kind]} == set(KINDS)
+
+    def test_a_short_answer_is_not_the_end_of_the_image(self, uris, faults):
+        for uri in uris:
+            faults.script = ["", SHORT, "", SHORT, SHORT]  # the first asks for the size
+            with open_stream(uri, LIMIT, block=60_000) as stream:  # all blocks stay in memory: none is asked for twice
+                assert stream.read(len(self.DATA) + 1) == self.DATA
+        assert faults.counts[SHORT] == 9
+
+    @pytest.mark.parametrize("kind", ["slow_down", "unanswered", "truncated", SHORT])
+    def test_that_stays_down_is_not_the_fault_of_the_file(self, uris, faults, monkeypatch, kind):
+        """Not even in an archive, of which zipfile says that it is none when it cannot be read."""
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        faults.always, faults.only = kind, "GET "
+        for uri in uris:
+            with pytest.raises(StorageError, match="in 2 attempts"), open_stream(uri, LIMIT) as stream:
+                stream.read(10**6)
+
+    @pytest.mark.parametrize("kind", ["forbidden", "slow_down"])
+    def test_is_told_from_files_that_may_not_be_read(self, uris, faults, monkeypatch, kind):
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        faults.always = kind
+        for uri in uris:
+            faults.forget()
+            with pytest.raises(MissingFileError if kind == "forbidden" else StorageError), open_stream(uri, LIMIT):
+                pass
+            assert len(faults.log) == (1 if kind == "forbidden" else 2)
+
+    def test_is_told_from_files_that_are_not_there(self, uris, faults):
+        faults.forget()
+        with pytest.raises(MissingFileError), open_stream(f"{uris[0]}.none", LIMIT):
+            pass
+        assert [line.split()[0] for line in faults.log] == ["HEAD", "GET"], "the file, and a folder of that name"
