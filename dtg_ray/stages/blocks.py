@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.errors import ExcludedError, StorageError, SubjectError
+from dtg_ray.errors import ExcludedError, StorageError, StudyError, SubjectError
 from dtg_ray.imaging.streams import archive_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, map_units, peak_memory, progress, session
@@ -116,6 +116,7 @@ def run_blocks(
     study: Study,
     plan: Plan,
     pending: Sequence[str],
+    stages: Sequence[str],
     crews: Sequence[Crew],
     prepare: Callable[[], object],
     options: Options,
@@ -128,6 +129,8 @@ def run_blocks(
     plan : Plan
     pending : sequence of str
         Units.
+    stages : sequence of str
+        Whose receipts are written.
     crews : sequence of Crew
         One does all of a block's work, or several one after the other; see `map_units`.
     prepare : callable
@@ -137,11 +140,22 @@ def run_blocks(
     if options.dry_run or not pending or plan.waiting:
         return False
     prepare()
+    index_receipts(study, stages)  # of a run that was killed
     with session(options):
         results = map_units(crews, pending, options)
         for _ in progress(results, subjects_in(study, pending), plan.stage, options):
             pass
+    index_receipts(study, stages)
     return True
+
+
+def index_receipts(study: Study, stages: Sequence[str]) -> None:
+    """Make reading the receipts of some stages fast; a study does without where that cannot be."""
+    for stage in stages:
+        try:
+            Receipts(study.storage, stage).index()
+        except StudyError as error:
+            log.warning("%s: receipts will be read one by one: %s", stage, error)
 
 
 def subjects_in(study: Study, units: Sequence[str]) -> int:

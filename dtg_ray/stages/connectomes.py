@@ -44,7 +44,7 @@ def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> 
     todo = plan(study, pending, splits)
     todo.show(options)
     crew = Crew(ConnectomeWorker, (study.uri, splits), resources_of(todo))
-    changed = run_blocks(study, todo, pending, [crew], functools.partial(make_arrays, study), options)
+    changed = run_blocks(study, todo, pending, [STAGE], [crew], functools.partial(make_arrays, study), options)
     return (ledger.account(study, STAGE) if changed else account).rows
 
 

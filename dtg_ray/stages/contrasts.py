@@ -41,7 +41,7 @@ def read_maps(
     todo.show(options)
     crew = Crew(worker, (study.uri, stage), resources_of(todo))
     make = functools.partial(make_maps, study, name, study.config.contrasts)
-    changed = run_blocks(study, todo, pending, [crew], make, options)
+    changed = run_blocks(study, todo, pending, [stage], [crew], make, options)
     return (ledger.account(study, stage) if changed else account).rows
 
 

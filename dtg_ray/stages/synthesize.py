@@ -79,7 +79,8 @@ def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger
     models = {unit: [name for name in ready if unit in by_model[name]] for unit in units}
     whole = replace(plans[0], stage="synthesize", pending=len(units), waiting="")
     prepare = functools.partial(_prepare, study, ready)
-    changed = run_blocks(study, whole, units, crews(study, models, ready, options), prepare, options)
+    stages = [connectomes.STAGE, *(f"synthesize/{name}" for name in ready)]
+    changed = run_blocks(study, whole, units, stages, crews(study, models, ready, options), prepare, options)
     return ledger.Ledger(study) if changed else book
 
 

@@ -21,7 +21,7 @@ from dtg_ray.stages.add import read_withdrawn
 from dtg_ray.stages.models import provenance_of
 from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_nobody
 from dtg_ray.store.arrays import along, erase, is_empty
-from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.receipts import INDEX, Receipts, Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
 
@@ -172,6 +172,7 @@ def _erase_rows(study: Study) -> None:
 
 def _erase_from_receipts(study: Study, everywhere: Collection[str]) -> None:
     """Write receipts again without the lines of some people; the others hold as before."""
+    _remove(study, [INDEX])
     stages = {name.removeprefix("receipts/").rsplit("/", 1)[0] for name in study.storage.names("receipts")}
     for stage in sorted(stages):
         receipts = Receipts(study.storage, stage)

@@ -73,6 +73,12 @@ def listed_bytes(entry: Mapping[str, Any]) -> int:
     return -1 if entry.get("islink") and not size and not Path(entry["name"]).exists() else size
 
 
+def stamp(entry: Mapping[str, Any]) -> str:
+    """What tells one content of a file from another, by its entry in a listing: the store's tag, or inode and time."""
+    tag = entry.get("ETag")
+    return str(tag) if tag else f"{entry.get('ino')}-{entry.get('mtime')}-{entry.get('size')}"
+
+
 def is_trouble(error: Exception) -> bool:
     """Whether an error is the disk's, the bucket's or the network's, and not a defect of ours."""
     return isinstance(error, (OSError, StorageError)) or type(error).__module__.startswith(
@@ -185,13 +191,20 @@ class Storage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files of `names`, in the same order, all from one listing; -1 for a link that leads nowhere."""
+        return {name: listed_bytes(entry) for name, entry in self._listing(folder).items()}
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """What changes whenever one of the files of `names` is written, all from one listing."""
+        return {name: stamp(entry) for name, entry in self._listing(folder).items()}
+
+    def _listing(self, folder: str) -> dict[str, dict[str, Any]]:
         base = str(self.fs._strip_protocol(self.root))  # noqa: SLF001 - fsspec's own name for it
         try:
             found = self.fs.find(self.uri(folder), detail=True)
         except FileNotFoundError:
             return {}
         kept = sorted(path for path in found if not path.endswith(".partial"))
-        return {path[len(base) + 1 :]: listed_bytes(found[path]) for path in kept}
+        return {path[len(base) + 1 :]: found[path] for path in kept}
 
     def zarr_store(self, name: str, *, read_only: bool = False) -> Store:
         """A Zarr store below this root."""

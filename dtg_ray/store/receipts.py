@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dtg_ray.errors import MissingFileError
 from dtg_ray.store.files import Storage
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ SCHEMA = pa.schema(
         ("qc", pa.map_(pa.string(), pa.float64())),
     ]
 )
+INDEX_SCHEMA = SCHEMA.append(pa.field("stamp", pa.string()))
+INDEX = "index"
+MANY = 100
+"""Receipts that are put into an index."""
 VARYING = ("attempt", "seconds", "peak_memory", "host", "finished")
 """Columns that may differ between two runs of the same work."""
 
@@ -146,16 +151,57 @@ class Receipts:
         """The rows of several units; units without a readable receipt have none."""
         return self._table(units).to_pandas(maps_as_pydicts="strict")
 
+    def index(self) -> None:
+        """Put all receipts of a stage with many into one file, which only saves reading them: they alone count."""
+        stamps = self._stamps()
+        before = self._indexed(stamps)
+        if len(stamps) - pc.count_distinct(before["unit"]).as_py() < MANY:
+            return
+        table = self._table(stamps)
+        column = pa.array([stamps[unit] for unit in table["unit"].to_pylist()], pa.string())
+        self.storage.write(self._index, _bytes_of(table.append_column("stamp", column)))
+
     def _table(self, units: Iterable[str]) -> pa.Table:
-        found = self.storage.read_many([self.name(unit) for unit in units])
-        tables = [table for name, data in sorted(found.items()) if (table := _parse(name, data)) is not None]
-        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        """The rows of several units, in the order of their names."""
+        wanted = set(units)
+        if len(wanted) < MANY:
+            return _merged(self.storage.read_many([self.name(unit) for unit in sorted(wanted)]))
+        stamps = {unit: stamp for unit, stamp in self._stamps().items() if unit in wanted}
+        known = self._indexed(stamps)
+        new = stamps.keys() - set(known["unit"].to_pylist())
+        table = pa.concat_tables([known, _merged(self.storage.read_many([self.name(unit) for unit in sorted(new)]))])
+        return table.take(pc.sort_indices(table, [("unit", "ascending")]))  # which is stable
+
+    def _stamps(self) -> dict[str, str]:
+        """All units that have a receipt, and what changes when it does."""
+        stamps = self.storage.stamps(f"receipts/{self.stage}")
+        return {unit: stamps[name] for name in stamps if (unit := self._unit(name))}
+
+    def _indexed(self, stamps: Mapping[str, str]) -> pa.Table:
+        """Of the index the rows of receipts that are still as they were when it was made."""
+        try:
+            index = _parse(self._index, self.storage.read(self._index), INDEX_SCHEMA)
+        except MissingFileError:
+            index = None
+        if index is None:
+            return SCHEMA.empty_table()
+        pairs = index.select(["unit", "stamp"]).group_by(["unit", "stamp"]).aggregate([]).to_pylist()
+        valid = [pair["unit"] for pair in pairs if stamps.get(pair["unit"]) == pair["stamp"]]
+        return index.filter(pc.is_in(index["unit"], pa.array(valid, pa.string()))).drop_columns(["stamp"])
+
+    @property
+    def _index(self) -> str:
+        """Where the index is."""
+        return f"{INDEX}/{self.stage}.parquet"
 
     def units(self) -> list[str]:
         """Names of all units that have a receipt, valid or not, sorted."""
-        folder = f"receipts/{self.stage}/"
-        names = (name.removeprefix(folder) for name in self.storage.names(folder))
-        return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and "/" not in name]
+        return [unit for name in self.storage.names(f"receipts/{self.stage}") if (unit := self._unit(name))]
+
+    def _unit(self, name: str) -> str:
+        """The unit of a receipt by its name; empty for what is none of this stage's."""
+        rest = name.removeprefix(f"receipts/{self.stage}/")
+        return rest.removesuffix(".parquet") if rest.endswith(".parquet") and "/" not in rest else ""
 
 
 def _bytes_of(table: pa.Table) -> bytes:
@@ -164,11 +210,17 @@ def _bytes_of(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _parse(name: str, data: bytes) -> pa.Table | None:
+def _merged(found: Mapping[str, bytes]) -> pa.Table:
+    """The rows of receipts by the names of their files, of all that can be read."""
+    tables = [table for name, data in sorted(found.items()) if (table := _parse(name, data)) is not None]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _parse(name: str, data: bytes, schema: pa.Schema = SCHEMA) -> pa.Table | None:
     """A receipt, or None when it cannot be read: the unit is then simply done again."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # a third of the time of read_table
-        return table if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
+        return table if table.schema.equals(schema) else table.cast(schema)
     except (pa.ArrowException, ValueError, OSError) as error:
         log.warning("%s: not a receipt (%s); its unit will be done again", name, error)
         return None

@@ -87,6 +87,65 @@ class TestRoundTrip:
         assert Receipts(storage, "train/unet").read(["model"])["subject"].tolist() == ["train/unet"]
 
 
+class TestIndex:
+    """One file of all receipts saves reading them, and never says anything else than they do."""
+
+    @pytest.fixture
+    def many(self, receipts, monkeypatch):
+        monkeypatch.setattr("dtg_ray.store.receipts.MANY", 3)
+        for number in (3, 0, 2, 1):
+            commit(receipts, f"block-{number:05d}", [replace(ROWS[0], subject=f"sub-{number}"), ROWS[1]])
+        return receipts
+
+    def read(self, receipts):
+        return receipts.read([f"block-{number:05d}" for number in range(5)])
+
+    def test_says_the_same(self, many):
+        before = self.read(many)
+        many.index()
+        pd.testing.assert_frame_equal(self.read(many), before)
+        assert before["subject"].tolist() == [
+            "sub-0",
+            "sub-02",
+            "sub-1",
+            "sub-02",
+            "sub-2",
+            "sub-02",
+            "sub-3",
+            "sub-02",
+        ]
+
+    def test_is_read_in_the_place_of_receipts(self, many, monkeypatch):
+        many.index()
+        read = []
+        one_by_one = Storage.read_many
+        monkeypatch.setattr(Storage, "read_many", lambda self, names: read.extend(names) or one_by_one(self, names))
+        commit(many, "block-00002", [replace(ROWS[0], subject="new")])
+        assert "new" in self.read(many)["subject"].tolist()
+        assert read == [many.name("block-00002")]
+
+    def test_does_not_remember_what_is_gone(self, many, storage):
+        many.index()
+        storage.delete(many.name("block-00001"))
+        assert set(self.read(many)["unit"]) == {"block-00000", "block-00002", "block-00003"}
+        commit(many, "block-00003", [ROWS[1]])
+        assert self.read(many)["subject"].tolist()[-1] == "sub-02"
+        assert len(self.read(many)) == 5
+
+    @pytest.mark.parametrize("junk", [b"", b"PAR1", b"torn" * 100])
+    def test_a_torn_one_is_passed_over(self, many, storage, junk):
+        before = self.read(many)
+        storage.write("index/synthesize/unet.parquet", junk)
+        pd.testing.assert_frame_equal(self.read(many), before)
+        many.index()
+        pd.testing.assert_frame_equal(self.read(many), before)
+
+    def test_few_have_none(self, receipts, storage):
+        commit(receipts)
+        receipts.index()
+        assert storage.names("index") == []
+
+
 class TestWithdraw:
     def test_deletes_and_counts_attempts(self, receipts):
         assert receipts.withdraw("block-00000") == 1
