@@ -9,8 +9,8 @@ maps in memory:
     plain   the network as it was trained: float32, contiguous; box, forward pass, masked voxels
     ours    `NetworkModel.prepare_for_inference` in bfloat16, maps in float16
 
-Both have `reuse_memory`, which a plain program has not, so that the ratio is a cautious one. On a GPU it also prints
-TFLOP/s, the share of the device's peak, and where the time goes.
+Both have as many threads, and `reuse_memory`, which a plain program has not: the ratio is a cautious one. On a GPU it
+also prints TFLOP/s, the share of the device's peak, and where the time goes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a 4 mm grid, 12 ROIs and 7 contrasts")
     parser.add_argument("--rounds", type=int, default=5, help="of each way that are timed (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (default: 1, as an actor has)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     options = parser.parse_args()
     reuse_memory()
+    torch.set_num_threads(options.threads)
     grid, rois, contrasts = (Grid.mni152(4), 12, 7) if options.quick else (Grid.mni152(2), 50, 47)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = {"architecture": "attention_unet", "n_rois": rois, "n_contrasts": contrasts}
@@ -64,6 +66,7 @@ def main() -> None:
     figures = {
         "name": "synthesis",
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": options.threads,
         "box": list(grid.shape),
         "dtype": options.dtype,
         "plain_subjects_per_hour": round(3600 / medians["plain"]),

@@ -235,7 +235,7 @@ def reuse_memory() -> bool:
     """Have the C library keep the memory that is freed for what comes next, in this whole process from now on.
 
     A network's activations are so large that glibc otherwise takes each from the system, which fills it with zeros,
-    and gives it back: 15 to 20% of the time on a CPU. The process stays as large as it once was.
+    and gives it back: 13 to 18% of the time on a CPU. The process stays as large as it once was.
 
     Returns
     -------
