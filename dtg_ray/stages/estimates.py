@@ -15,7 +15,7 @@ SECONDS_PER_VOXEL_AND_VOLUME = 2.1 / (235_375 * 490)
 """Of a connectome, from a .nii.gz in MNI space: benchmarks/connectome.py."""
 SECONDS_PER_MAP_VOXEL = 0.1 / 235_375
 """Of a measured map, from a .nii.gz."""
-OPERATIONS_PER_SECOND = {"bfloat16": 0.2e12, "float32": 0.09e12}
+OPERATIONS_PER_SECOND = {"bfloat16": 0.23e12, "float32": 0.095e12}
 """Of a network on one core: benchmarks/synthesis.py."""
 BASELINE_SECONDS_PER_VALUE = 1e-9
 """Of a model that is no network, per value of its maps and ROI."""

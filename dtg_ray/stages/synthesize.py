@@ -13,12 +13,11 @@ from dataclasses import replace
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.config import EnsembleConfig
 from dtg_ray.models import activation_values
 from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
-from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
+from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of, members_of
 from dtg_ray.stages.maps import chosen_models
 from dtg_ray.stages.models import network_config
 from dtg_ray.stages.plan import Plan
@@ -153,12 +152,6 @@ def memory_of_maps(study: Study, names: Sequence[str]) -> int:
     of_blocks = sum(maps) * 2 * block * len(arrays_of(study))
     of_a_subject = 4 * max(maps, default=0) * (study.config.connectomes.windows + 2)
     return of_blocks + of_a_subject + study.n_rois * n_voxels * 12 + ACTIVATIONS * largest * 4
-
-
-def members_of(study: Study, name: str) -> Sequence[str]:
-    """The models an ensemble is made of; of any other model itself."""
-    config = study.config.models[name]
-    return config.members if isinstance(config, EnsembleConfig) else [name]
 
 
 def seconds_per_subject(book: ledger.Ledger, name: str) -> tuple[float, int]:
