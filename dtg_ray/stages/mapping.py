@@ -103,15 +103,16 @@ class Predictor:
         self, names: Iterable[str], windows: Mapping[str, Windows]
     ) -> dict[str, dict[str, Prediction]]:
         """The same by subject and model, all subjects' windows at once: as many in a batch as a GPU has room for."""
-        subjects, made = list(windows), {subject: {} for subject in windows}
-        if not subjects:
-            return {}
+        made: dict[str, dict[str, Prediction]] = {subject: {} for subject in windows}
+        if not windows:
+            return made
         together = np.concatenate(list(windows.values()))
         ends = np.cumsum([len(one) for one in windows.values()])[:-1]
-        for name in dict.fromkeys(member for name in names for member in members_of(self.study, name)):
-            parts = np.split(self._model(name).predict(together), ends)
+        members = dict.fromkeys(member for name in names for member in members_of(self.study, name))
+        for member in members:
+            parts = np.split(self._model(member).predict(together), ends)
             for subject, maps in zip(windows, parts, strict=True):
-                made[subject][name] = summarized(maps)
+                made[subject][member] = summarized(maps)
         return made
 
     def _model(self, name: str) -> Model:
