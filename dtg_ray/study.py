@@ -20,7 +20,7 @@ from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import Rois
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.store.files import Storage
-from dtg_ray.store.tables import read_table
+from dtg_ray.store.tables import in_memory, read_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -268,7 +268,7 @@ def cohort_bytes(cohort: pd.DataFrame) -> bytes:
 
 def _read_cohort(data: bytes) -> pd.DataFrame:
     """The manifest from its file, with scans as they were."""
-    stored = pq.read_table(io.BytesIO(data))
+    stored = pq.read_table(in_memory(data))
     if not stored.schema.equals(COHORT_SCHEMA):
         raise StudyError(f"{COHORT} is of an older version of dtg_ray", hint="make the study again with `dtg init`")
     table = stored.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)

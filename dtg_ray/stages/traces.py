@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dtg_ray.cohort.withdrawal import pattern
 from dtg_ray.store.arrays import along, is_empty
+from dtg_ray.store.tables import in_memory
 from dtg_ray.study import NOBODY, Study
 
 AT_ONCE = 64
@@ -72,7 +72,7 @@ def _look(file: str, data: bytes, words: re.Pattern[str]) -> Iterator[str]:
 
 
 def _look_into_table(data: bytes, words: re.Pattern[str]) -> Iterator[str]:
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(in_memory(data))
     for name in table.column_names:
         if any(words.search(text) for text in texts_of(table[name].combine_chunks())):
             yield f"column {name}"

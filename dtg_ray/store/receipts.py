@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.files import Storage
+from dtg_ray.store.tables import in_memory
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Receipts:
     def erase(self, unit: str, subjects: Collection[str]) -> None:
         """Take the rows of some subjects out of a receipt; all others stay as they are, to the time."""
         name = self.name(unit)
-        table = pq.read_table(io.BytesIO(self.storage.read(name)))
+        table = pq.read_table(in_memory(self.storage.read(name)))
         fewer = table.filter(pc.invert(pc.is_in(table["subject"], pa.array(list(subjects), pa.string()))))
         if not len(fewer):
             self.storage.delete(name)
@@ -219,7 +220,7 @@ def _merged(found: Mapping[str, bytes]) -> pa.Table:
 def _parse(name: str, data: bytes, schema: pa.Schema = SCHEMA) -> pa.Table | None:
     """A receipt, or None when it cannot be read: the unit is then simply done again."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # a third of the time of read_table
+        table = pq.ParquetFile(in_memory(data)).read(use_threads=False)  # a third of the time of read_table
         return table if table.schema.equals(schema) else table.cast(schema)
     except (pa.ArrowException, ValueError, OSError) as error:
         log.warning("%s: not a receipt (%s); its unit will be done again", name, error)

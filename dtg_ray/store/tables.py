@@ -18,6 +18,11 @@ def write_table(storage: Storage, name: str, table: pd.DataFrame) -> None:
     storage.write(name, buffer.getvalue())
 
 
+def in_memory(data: bytes) -> pa.BufferReader:
+    """Bytes as Arrow reads them by itself: its threads would want Python for a file of Python's, even while it ends."""
+    return pa.BufferReader(data)
+
+
 def read_table(storage: Storage, name: str) -> pd.DataFrame:
     """Read a table.
 
@@ -30,6 +35,6 @@ def read_table(storage: Storage, name: str) -> pd.DataFrame:
     """
     data = storage.read(name)
     try:
-        return pd.read_parquet(io.BytesIO(data))
+        return pd.read_parquet(in_memory(data))
     except (pa.ArrowException, ValueError, OSError) as error:
         raise StudyError(f"{storage.uri(name)}: not a Parquet table: {error}") from error
