@@ -53,6 +53,10 @@ class StorageError(DTGError):
     """The network or the object store does not answer, or not to these credentials: no fault of any subject's data."""
 
 
+class DamagedError(StudyError):
+    """An array of the study, or what it says of itself, cannot be read."""
+
+
 class ModelError(DTGError):
     """A model file cannot be read, or does not fit the study."""
 
@@ -118,6 +122,10 @@ class TooShortError(SubjectError):
 
 class ExcludedError(SubjectError):
     """Data that can be read break a rule of `quality` in study.yaml: the subject is excluded, not failed."""
+
+
+class PredictionError(SubjectError):
+    """A model makes something else than numbers of a subject's connectome."""
 
 
 class TableError(SubjectError):

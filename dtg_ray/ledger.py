@@ -180,7 +180,7 @@ def model_hash(study: Study, model: str) -> str | None:
         return str(json.loads(study.storage.read(f"models/{model}/model.json"))["sha256"])
     except MissingFileError:
         return None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         log.warning("%s: damaged; the model counts as not there", study.storage.uri(f"models/{model}/model.json"))
         return None
 
@@ -202,9 +202,11 @@ def map_fingerprints(study: Study, column: str, block: int | None = None) -> Owe
     return _by_block(study, shared, column, block)
 
 
-def synthesis_fingerprint(study: Study, model: str) -> Callable[[str | None, bool], str | None]:
-    """How somebody's synthetic maps follow from the fingerprint of their connectome, and from whether there is one."""
-    weights = model_hash(study, model)
+def synthesis_fingerprint(study: Study, weights: str | None) -> Callable[[str | None, bool], str | None]:
+    """How somebody's synthetic maps follow from the fingerprint of their connectome, and from whether there is one.
+
+    `weights` is the hash of those that make the maps, see `model_hash`.
+    """
     shared = fingerprint(FORMAT, "synthesize", weights, study.config.synthesis.identity())
 
     def of(connectome: str | None, done: bool) -> str | None:
@@ -272,7 +274,7 @@ def _synthesize(book: Ledger, model: str) -> Owed:
         owed = map_fingerprints(study, "retest")
         there = model_hash(study, model) is not None
         return owed if there else {unit: dict.fromkeys(members) for unit, members in owed.items()}
-    connectomes, of = book.account("connectomes"), synthesis_fingerprint(study, model)
+    connectomes, of = book.account("connectomes"), synthesis_fingerprint(study, model_hash(study, model))
     status = dict(zip(connectomes.rows["subject"], connectomes.rows["status"], strict=True))
     return {
         unit: {

@@ -14,13 +14,14 @@ import zarr
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.config import EnsembleConfig
+from dtg_ray.config import EnsembleConfig, fingerprint
+from dtg_ray.errors import PredictionError
 from dtg_ray.models.artifact import Model, NetworkModel
 from dtg_ray.models.inference import reuse_memory
 from dtg_ray.stages.blocks import commit, kept_rows, recorded
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
-from dtg_ray.stages.models import load_model
+from dtg_ray.stages.models import load_with_hash
 from dtg_ray.store.arrays import write_rows
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
@@ -70,11 +71,12 @@ def summarized(maps: Maps) -> Prediction:
     """Mean and standard deviation over the first axis of maps (N, C, V)."""
     if len(maps) == 1:
         return Prediction(maps[0], np.full_like(maps[0], np.nan))
-    return Prediction(maps.mean(axis=0), maps.std(axis=0, ddof=1))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by `check_finite`
+        return Prediction(maps.mean(axis=0), maps.std(axis=0, ddof=1))
 
 
 class Predictor:
-    """The models of a study, each loaded once, in the process and on the device that use them.
+    """The models of a study, each loaded once, or again when it changed, where they are used.
 
     Parameters
     ----------
@@ -83,7 +85,23 @@ class Predictor:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, tuple[str, Model]] = {}
+
+    def load(self, name: str) -> str:
+        """Have a model ready as it is in the study now; returns the hash of its weights, as `ledger.model_hash`.
+
+        Raises
+        ------
+        ModelError
+            When it is not there, damaged, or does not fit the study: no subject is to blame for that.
+        """
+        hashes = [self._load(member) for member in members_of(self.study, name)]
+        return fingerprint(hashes) if isinstance(self.study.config.models[name], EnsembleConfig) else hashes[0]
+
+    def _load(self, name: str) -> str:
+        if name not in self._models or self._models[name][0] != ledger.model_hash(self.study, name):
+            self._models[name] = self._read(name)
+        return self._models[name][0]
 
     def predict(self, name: str, windows: Windows, made: dict[str, Prediction]) -> Prediction:
         """The maps of a model from the windows (W, K, V) of a subject.
@@ -116,21 +134,24 @@ class Predictor:
         return made
 
     def _model(self, name: str) -> Model:
-        """A model, ready; with a set number of threads, so that all actors compute alike."""
         if name not in self._models:
-            import torch
+            self._load(name)
+        return self._models[name][1]
 
-            config, contrasts = self.study.config.synthesis, self.study.config.maps_of(name)
-            torch.set_num_threads(config.cpus_per_actor)
-            reuse_memory()
-            model = load_model(self.study, name)
-            if isinstance(model, NetworkModel):
-                device = "cuda" if config.gpus_per_actor else "cpu"
-                model.prepare_for_inference(device, config.precision, contrasts=contrasts, compile=config.compile)
-            elif model.contrasts != contrasts:
-                model = model.select(contrasts)
-            self._models[name] = model
-        return self._models[name]
+    def _read(self, name: str) -> tuple[str, Model]:
+        """A model, ready; with a set number of threads, so that all actors compute alike."""
+        import torch
+
+        config, contrasts = self.study.config.synthesis, self.study.config.maps_of(name)
+        torch.set_num_threads(config.cpus_per_actor)
+        reuse_memory()
+        model, weights = load_with_hash(self.study, name)
+        if isinstance(model, NetworkModel):
+            device = "cuda" if config.gpus_per_actor else "cpu"
+            model.prepare_for_inference(device, config.precision, contrasts=contrasts, compile=config.compile)
+        elif model.contrasts != contrasts:
+            model = model.select(contrasts)
+        return weights, model
 
 
 @dataclass(frozen=True)
@@ -145,6 +166,8 @@ class Block:
         Today's.
     rows : mapping of subject to Row
         What the receipt says of them that holds.
+    weights : mapping of model to str
+        Hashes of the weights that make its maps.
     read : dict
         What was read of the receipts of maps.
     """
@@ -153,6 +176,7 @@ class Block:
     number: int
     connectomes: Mapping[str, str | None]
     rows: Mapping[str, Row]
+    weights: Mapping[str, str | None]
     read: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     @property
@@ -167,7 +191,7 @@ class Block:
         return self.read[model]
 
     def _read(self, model: str) -> dict[str, Row]:
-        of = ledger.synthesis_fingerprint(self.study, model)
+        of = ledger.synthesis_fingerprint(self.study, self.weights[model])
         today = {name: of(self.connectomes[name], row.status == "done") for name, row in self.rows.items()}
         holding = receipts_of(self.study, model).holding(self.unit, today)
         return {subject: row for subject, row in holding.items() if row.status == "done"}
@@ -175,6 +199,20 @@ class Block:
     def missing(self, models: Iterable[str]) -> set[str]:
         """Whose maps are to be made by one of some models, where there is a connectome."""
         return set[str]().union(*(self.connectomes.keys() - self.done(model) for model in models))
+
+
+def check_finite(model: str, maps: Maps) -> None:
+    """Refuse maps that would stand in the study as if they had never been made.
+
+    Raises
+    ------
+    PredictionError
+    """
+    if bad := int((~np.isfinite(maps)).sum()):
+        raise PredictionError(
+            f"got maps by {model} with {bad} of {maps.size} values that are not finite, expected numbers alone",
+            hint="is the connectome unlike those it was trained on? precision: float32 has more room",
+        )
 
 
 def receipts_of(study: Study, model: str) -> Receipts:
@@ -194,7 +232,7 @@ class BlockMaps:
     def __init__(self, block: Block, model: str) -> None:
         study = block.study
         self.model, self._block, self._rows = model, block, study.rows(block.number)
-        self._fingerprint = ledger.synthesis_fingerprint(study, model)
+        self._fingerprint = ledger.synthesis_fingerprint(study, block.weights[model])
         self._receipts = receipts_of(study, model)
         self._place = (study.block(block.number)["row"] - self._rows.start).astype(int).to_dict()
         self._group = zarr.open_group(study.storage.zarr_store(array_name(model)), mode="r+", zarr_format=3)
@@ -214,6 +252,7 @@ class BlockMaps:
             row.message = ""
             with recorded(row):
                 prediction = predict(self.model, windows)
+                check_finite(self.model, prediction.mean)
                 row.qc = {"windows": float(len(windows)), "mean_abs": float(np.abs(prediction.mean).mean())}
                 self._put(subject, prediction)
         row.fingerprint = self._fingerprint(self._block.connectomes[subject], connectome.status == "done") or ""
@@ -253,8 +292,12 @@ class MapWorker:
 
     def block(self, unit: str) -> Block:
         """A block, as its receipts are now."""
-        number = ledger.block_number(unit)
-        return Block(self.study, number, self.connectomes.today(number), self.connectomes.holding(number))
+        number, weights = ledger.block_number(unit), {name: self.weights(name) for name in self.models[unit]}
+        return Block(self.study, number, self.connectomes.today(number), self.connectomes.holding(number), weights)
+
+    def weights(self, model: str) -> str | None:
+        """Hash of the weights of a model, which is loaded."""
+        return self.predictor.load(model)
 
     def finish(
         self,
@@ -308,6 +351,10 @@ class SynthesisWorker(MapWorker):
 
 class ConnectomeSource(SynthesisWorker):
     """The first of two crews: it makes the connectomes of a block and hands them on in memory."""
+
+    def weights(self, model: str) -> str | None:
+        """Hash of the weights of a model: it is the other crew that loads it."""
+        return ledger.model_hash(self.study, model)
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """A block's name, and (n, W, K, V) float16 of the n subjects who have a connectome that is needed."""

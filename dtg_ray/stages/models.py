@@ -6,13 +6,27 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from dtg_ray import __version__
-from dtg_ray.config import BaselineConfig, FinetunedConfig, NetworkConfig, fingerprint, training_settings
+from dtg_ray.config import (
+    BaselineConfig,
+    FinetunedConfig,
+    ImportedConfig,
+    NetworkConfig,
+    fingerprint,
+    training_settings,
+)
 from dtg_ray.errors import ConfigError, MissingFileError, ModelError
+from dtg_ray.ledger import model_hash
 from dtg_ray.models import complete_config
 from dtg_ray.models.artifact import Model, NetworkModel, dump, load
 from dtg_ray.store.files import Storage
 from dtg_ray.study import Study
+
+DAMAGED = "train or import it again with --overwrite, or put the files back"
+"""What to do about files of a model."""
 
 
 def read_model(storage: Storage, folder: str) -> tuple[Model, dict[str, Any]]:
@@ -25,11 +39,20 @@ def read_model(storage: Storage, folder: str) -> tuple[Model, dict[str, Any]]:
     ModelError
         When its files are damaged.
     """
+    place = storage.uri(folder)
     try:
         description = json.loads(storage.read(f"{folder}/model.json"))
     except ValueError as error:
-        raise ModelError(f"{storage.uri(folder)}/model.json: not JSON: {error}") from error
-    return load(storage.read(f"{folder}/model.safetensors"), description), description
+        raise ModelError(f"{place}/model.json: not JSON: {error}", hint=DAMAGED) from error
+    if not isinstance(description, dict):
+        kind = type(description).__name__
+        raise ModelError(f"{place}/model.json: got a {kind}, expected a description of a model", hint=DAMAGED)
+    try:
+        return load(storage.read(f"{folder}/model.safetensors"), description), description
+    except ModelError as error:
+        raise ModelError(f"{place}: {error}", hint=error.hint or DAMAGED) from error
+    except (TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{place}: got files that are no model ({error}), expected one", hint=DAMAGED) from error
 
 
 def load_model(study: Study, name: str) -> Model:
@@ -37,14 +60,26 @@ def load_model(study: Study, name: str) -> Model:
 
     Raises
     ------
-    MissingFileError
-        When it has not been trained.
     ModelError
-        When its files are damaged, or made for another grid, ROI set or list of contrasts.
+        When it has not been trained, its files are damaged, a weight is not finite, or it was made for another grid,
+        ROI set or list of contrasts, or is not what study.yaml says.
     """
-    model, _ = read_model(study.storage, f"models/{name}")
-    check_fit(study, name, model)
-    return model
+    return load_with_hash(study, name)[0]
+
+
+def load_with_hash(study: Study, name: str) -> tuple[Model, str]:
+    """As `load_model`, with the hash of the very weights that were read: others may take their place at any time."""
+    try:
+        model, description = read_model(study.storage, f"models/{name}")
+    except MissingFileError as error:
+        raise ModelError(
+            f"models/{name}: got no model there, expected one ({error})",
+            hint=f"`dtg train {study.uri} --model {name}` trains it; an imported one: dtg import-model",
+        ) from error
+    provenance = description.get("provenance")
+    check_fit(study, name, model, provenance.get("rois") if isinstance(provenance, dict) else None)
+    _check_weights(study, name, model)
+    return model, str(description["sha256"])
 
 
 def save_model(study: Study, folder: str, model: Model, provenance: Mapping[str, Any]) -> str:
@@ -69,25 +104,67 @@ def provenance_of(study: Study, name: str) -> dict[str, Any] | None:
     """What the model that is there says of itself, None when none is there that can be read."""
     try:
         provenance: dict[str, Any] = json.loads(study.storage.read(f"models/{name}/model.json"))["provenance"]
-    except (MissingFileError, ValueError, KeyError):
+    except (MissingFileError, ValueError, KeyError, TypeError):
         return None
     return provenance
 
 
-def check_fit(study: Study, name: str, model: Model) -> None:
-    """Refuse a model made for another grid, ROI set or list of contrasts.
+def check_fit(study: Study, name: str, model: Model, rois: str | None) -> None:
+    """Refuse a model made for another grid, ROI set or list of contrasts, or not the one that study.yaml asks for.
+
+    Parameters
+    ----------
+    study : Study
+    name : str
+    model : Model
+    rois : str or None
+        Hash of grid and ROI maps it was trained with.
 
     Raises
     ------
     ModelError
     """
-    got = (model.grid.fingerprint, model.n_rois, model.contrasts)
-    expected = (study.grid.fingerprint, study.n_rois, study.config.contrasts_of(name))
-    if got != expected:
-        raise ModelError(
-            f"{name}: got a model for grid, ROIs, contrasts {got}, expected {expected} as in the study",
-            hint=f"train it again: dtg train {study.uri} --model {name} --overwrite",
-        )
+    config = study.config.models[name]
+    facts: dict[str, tuple[object, object]] = {
+        "the grid": (model.grid.fingerprint, study.grid.fingerprint),
+        "numbers of ROIs": (model.n_rois, study.n_rois),
+        "ROI maps": (rois, study.space_fingerprint),
+        "contrasts": (list(model.contrasts), list(study.config.contrasts_of(name))),
+    }
+    if not isinstance(config, ImportedConfig):
+        facts["models of kind"] = (model.kind, config.kind if isinstance(config, BaselineConfig) else NetworkModel.kind)
+        expected = network_config(study, name)
+        facts["networks"] = (model.config if expected and isinstance(model, NetworkModel) else expected, expected)
+    for what, (got, wanted) in facts.items():
+        if got != wanted:
+            again = f"train it again: dtg train {study.uri} --model {name} --overwrite"
+            raise ModelError(
+                f"models/{name}: got a model that does not fit the study: of {what} it has {got}, expected {wanted}",
+                hint="import it again: dtg import-model" if isinstance(config, ImportedConfig) else again,
+            )
+
+
+def _check_weights(study: Study, name: str, model: Model) -> None:
+    """Refuse a network with a weight that is not finite: all of its maps would be NaN."""
+    if not isinstance(model, NetworkModel):
+        return
+    for key, values in model.network.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise ModelError(
+                f"models/{name}: got weights that are not finite ({key}), expected numbers",
+                hint=f"train it again: dtg train {study.uri} --model {name} --overwrite",
+            )
+
+
+def refuse_damaged(study: Study, name: str) -> None:
+    """Refuse a model.json that is there but says nothing: its model would count as one that is still to be trained.
+
+    Raises
+    ------
+    ModelError
+    """
+    if model_hash(study, name) is None and study.storage.exists(f"models/{name}/model.json"):
+        load_model(study, name)
 
 
 def network_config(study: Study, name: str) -> dict[str, Any] | None:
@@ -115,7 +192,7 @@ def starting_model(study: Study, name: str) -> NetworkModel:
     ------
     ConfigError
         When it is no network.
-    MissingFileError, ModelError
+    ModelError
         As `load_model`.
     """
     model = load_model(study, name)

@@ -20,7 +20,7 @@ from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
 from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of, members_of
 from dtg_ray.stages.maps import chosen_models
-from dtg_ray.stages.models import network_config
+from dtg_ray.stages.models import load_model, network_config, refuse_damaged
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, Resources
 from dtg_ray.study import Study
@@ -65,6 +65,8 @@ class VisitWorker(ContrastWorker):
 def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger:
     """Show the plan of every model, then make all their maps together; returns the accounts as they are then."""
     book = ledger.Ledger(study)
+    for member in dict.fromkeys(member for name in names for member in members_of(study, name)):
+        refuse_damaged(study, member)
     owed = {name: owed_units(book, name, options) for name in names}
     plans = [plan(book, name, owed[name]) for name in names]
     ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
@@ -115,6 +117,9 @@ def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:
 
 
 def _prepare(study: Study, names: Sequence[str]) -> None:
+    """Look whether the models can be used at all, then make the arrays."""
+    for member in dict.fromkeys(member for name in names for member in members_of(study, name)):
+        load_model(study, member)
     connectomes.make_arrays(study)
     for name in names:
         make_maps(study, array_name(name), study.config.maps_of(name), arrays_of(study))

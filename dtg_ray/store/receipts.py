@@ -146,7 +146,7 @@ class Receipts:
         """The rows of a unit that hold today, by subject, given everybody's fingerprint."""
         records = self._table([unit]).select([item.name for item in fields(Row)]).to_pylist(maps_as_pydicts="strict")
         rows = [Row(**record) for record in records]
-        return {row.subject: row for row in rows if row.fingerprint == today.get(row.subject, "")}
+        return {row.subject: row for row in rows if row.fingerprint and row.fingerprint == today.get(row.subject)}
 
     def read(self, units: Iterable[str]) -> pd.DataFrame:
         """The rows of several units; units without a readable receipt have none."""
