@@ -166,7 +166,7 @@ def disturb(root: Path, nodes: Nodes, seed: int) -> list[str]:
     for _ in range(TRIES):
         driver = start("run", root, "--quiet", "--address", nodes.address)
         try:
-            while len(events) < planned and not ended_within(driver, float(rng.uniform(3, 14))):
+            while len(events) < planned and not ended_within(driver, float(rng.uniform(2, 10))):
                 kind = str(rng.choice(KINDS))
                 if kind == "driver":
                     driver.kill()

@@ -138,6 +138,24 @@ def activation_values(config: Mapping[str, Any], shape: tuple[int, ...]) -> tupl
     return sum(sizes), max(sizes)
 
 
+def forward_operations(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """Floating-point operations of a network for one connectome.
+
+    Parameters
+    ----------
+    config : mapping
+        See `complete_config`.
+    shape : (X, Y, Z)
+        Of the box.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes without memory or work
+        build(config).eval()(torch.zeros((1, int(config["n_rois"]), *shape)))
+    return int(counter.get_total_flops())
+
+
 def _check_value(key: str, value: object) -> None:
     if key in CHOICES:
         if value not in CHOICES[key]:

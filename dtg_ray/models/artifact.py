@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from dtg_ray.errors import ModelError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.models import build, complete_config
-from dtg_ray.models.baselines import GroupMean, Linear, Retest, check_connectome
+from dtg_ray.models.baselines import Float, GroupMean, Linear, Retest, Stored, check_connectome, rows_of
+from dtg_ray.models.fast_layers import keep_outputs
+from dtg_ray.models.inference import Inference, Precision, Settings, fast_inference, plain_inference
 from dtg_ray.models.unet import load_weights
 
 FORMAT_VERSION = 1
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Model(Protocol):
@@ -47,8 +47,12 @@ class Model(Protocol):
         """K of the connectomes."""
         ...
 
-    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Connectomes (N, K, V) float32 -> maps (N, C, V) float32; ValueError when the shape does not fit."""
+    def predict(self, connectome: Float, dtype: Stored = "float32") -> NDArray[Any]:
+        """Connectomes (N, K, V) -> maps (N, C, V), clipped to the range of `dtype`; ValueError for another shape."""
+        ...
+
+    def select(self, contrasts: Sequence[str]) -> Self:
+        """The model of these contrasts alone, in this order; ModelError for one it does not have."""
         ...
 
 
@@ -86,25 +90,47 @@ class NetworkModel:
     ) -> None:
         self.network = copy.deepcopy(network).cpu().eval()
         self.config = complete_config(config)
-        self.contrasts = contrasts
+        self.network_contrasts = contrasts
         self.grid = grid
         self.input_mask = input_mask
         if len(contrasts) != self.config["n_contrasts"]:
             raise ModelError(f"got {len(contrasts)} contrasts, expected {self.config['n_contrasts']}")
         if input_mask is not None and input_mask.shape != (grid.n_voxels,):
             raise ModelError(f"got an input mask of shape {input_mask.shape}, expected ({grid.n_voxels},)")
-        self._inference = self.network
+        self._outputs = list(range(len(contrasts)))
+        self._inference: Inference | None = None
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the contrasts that are predicted, in the order of the maps."""
+        return tuple(self.network_contrasts[row] for row in self._outputs)
 
     @property
     def n_rois(self) -> int:
         """K of the connectomes it is given."""
         return int(self.config["n_rois"])
 
-    def prepare_for_inference(self, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    def select(self, contrasts: Sequence[str]) -> NetworkModel:
+        """The model of these contrasts alone, in this order; ModelError for one it does not have."""
+        rows = rows_of(contrasts, self.network_contrasts)
+        network = copy.deepcopy(self.network)
+        keep_outputs(network, rows)
+        config = self.config | {"n_contrasts": len(rows)}
+        return NetworkModel(network, config, tuple(contrasts), self.grid, self.input_mask)
+
+    def prepare_for_inference(
+        self,
+        device: str = "cpu",
+        dtype: Precision = "float32",
+        *,
+        contrasts: Sequence[str] | None = None,
+        batch: int | None = None,
+        compile: bool = False,  # noqa: A002 - torch's word for it
+    ) -> None:
         """Make the predictions after this fast; what `dump` writes stays as it is.
 
-        Batch normalization is folded into the convolutions. In float32 the maps change by rounding only, in
-        bfloat16 they correlate with r > 0.999: which of them made a map belongs into its provenance.
+        In float32 the maps change by rounding only. In bfloat16 they correlate with r > 0.999, unless they differ
+        from their own mean by little; which of the two made a map belongs into its provenance.
 
         Parameters
         ----------
@@ -112,14 +138,35 @@ class NetworkModel:
             A torch device.
         dtype : "float32" or "bfloat16"
             What the network computes in.
+        contrasts : sequence of str, optional
+            Those that are predicted from now on, in this order; by default all. The others cost nothing.
+        batch : int, optional
+            Subjects at once. By default one on a CPU, and on a GPU a power of two that its free memory allows.
+        compile : bool
+            Try torch.compile; where it fails, there is a warning in the log and the network runs without.
+
+        Raises
+        ------
+        ModelError
+            For a contrast that the network does not make.
         """
-        self._inference = _fold(copy.deepcopy(self.network)).to(device, DTYPES[dtype])
+        names = self.network_contrasts
+        self._outputs = list(range(len(names))) if contrasts is None else rows_of(contrasts, names)
+        settings = Settings(device, dtype, batch, compile)
+        self._inference = fast_inference(self.network, self.config, self.grid, self.input_mask, self._outputs, settings)
 
-    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Connectomes (N, K, V) -> maps (N, C, V) float32.
+    def predict(self, connectome: Float, dtype: Stored = "float32") -> NDArray[Any]:
+        """Connectomes (N, K, V) of any floating type, best as stored in float16 -> maps (N, C, V).
 
-        Subjects go through the network one by one: a map does not depend on who else is in the batch, and
-        memory not on N.
+        The same input gives the same bits on the same device and number of threads. On a CPU, where subjects go
+        through one by one, also whoever else is in the batch; on a GPU rounding can depend on the number of subjects
+        that go through at once. TF32 is not used. Not for several threads at a time.
+
+        Parameters
+        ----------
+        connectome : (N, K, V) float
+        dtype : "float32" or "float16"
+            Of the maps; in float16, values beyond its range become its largest or smallest.
 
         Raises
         ------
@@ -127,28 +174,10 @@ class NetworkModel:
             When the shape does not fit.
         """
         check_connectome(connectome, self.n_rois, self.grid)
-        maps = np.empty((len(connectome), len(self.contrasts), self.grid.n_voxels), dtype=np.float32)
-        with torch.inference_mode():
-            for subject, rest in enumerate(connectome):
-                maps[subject] = self._gather(self._inference(self._scatter(rest)))
-        return maps
-
-    def _scatter(self, connectome: NDArray[np.float32]) -> Tensor:
-        """(K, V) -> (1, K, X, Y, Z) in channels-last order, 0 outside the mask."""
-        like = next(self._inference.parameters())
-        if self.input_mask is not None:
-            connectome = np.where(self.input_mask, connectome, 0)
-        vectors = torch.from_numpy(np.ascontiguousarray(connectome.T, dtype=np.float32))  # (V, K)
-        box = torch.zeros(self.grid.mask.size, self.n_rois, dtype=like.dtype, device=like.device)
-        box[torch.from_numpy(self.grid.flat_index).to(like.device)] = vectors.to(like.device, like.dtype)
-        return box.reshape(1, *self.grid.shape, self.n_rois).permute(0, 4, 1, 2, 3)
-
-    def _gather(self, box: Tensor) -> NDArray[np.float32]:
-        """(1, C, X, Y, Z) -> (C, V) float32."""
-        rows = box[0].permute(1, 2, 3, 0).reshape(self.grid.mask.size, -1)
-        vectors = rows[torch.from_numpy(self.grid.flat_index).to(box.device)]  # (V, C)
-        array: NDArray[np.float32] = vectors.float().cpu().numpy().T
-        return array
+        if self._inference is None:
+            sizes = (self.n_rois, len(self.contrasts))
+            self._inference = plain_inference(self.network, self.grid, self.input_mask, sizes)
+        return self._inference(connectome, dtype)
 
 
 def dump(model: Model) -> tuple[bytes, dict[str, Any]]:
@@ -179,7 +208,7 @@ def dump(model: Model) -> tuple[bytes, dict[str, Any]]:
         "format_version": FORMAT_VERSION,
         "kind": model.kind,
         "config": config,
-        "contrasts": list(model.contrasts),
+        "contrasts": list(model.network_contrasts if isinstance(model, NetworkModel) else model.contrasts),
         "n_rois": model.n_rois,
         "grid": {"shape": list(model.grid.shape), "fingerprint": model.grid.fingerprint},
         "sha256": hashlib.sha256(payload).hexdigest(),
@@ -271,15 +300,3 @@ def _check_description(tensors: bytes, description: Mapping[str, Any]) -> None:
             f"got tensors with sha256 {digest}, expected {description['sha256']}",
             hint="the file is damaged, or belongs to another description",
         )
-
-
-def _fold(network: nn.Module) -> nn.Module:
-    """Fold batch normalizations into the convolutions before them, in place."""
-    for module in network.modules():
-        if isinstance(module, nn.Sequential):
-            for index in range(len(module) - 1):
-                convolution, norm = module[index], module[index + 1]
-                if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
-                    module[index] = fuse_conv_bn_eval(convolution, norm)
-                    module[index + 1] = nn.Identity()
-    return network

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from dtg_ray.errors import ModelError
 from dtg_ray.imaging.grid import Grid
 
 Float = NDArray[np.floating]
+Stored = Literal["float32", "float16"]
+"""Types in which maps are wanted."""
+FLOAT16_MAX = 65504.0
 
 
 class RunningMean:
@@ -74,8 +77,8 @@ class GroupMean:
         if self.maps.shape != expected:
             raise ModelError(f"got mean maps of shape {self.maps.shape}, expected {expected}")
 
-    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Connectomes (N, K, V) -> maps (N, C, V) float32, the same for everybody.
+    def predict(self, connectome: Float, dtype: Stored = "float32") -> NDArray[Any]:
+        """Connectomes (N, K, V) -> maps (N, C, V), the same for everybody.
 
         Raises
         ------
@@ -83,7 +86,12 @@ class GroupMean:
             When the shape does not fit.
         """
         check_connectome(connectome, self.n_rois, self.grid)
-        return np.repeat(self.maps[None].astype(np.float32), len(connectome), axis=0)
+        return np.repeat(as_stored(self.maps[None], dtype), len(connectome), axis=0)
+
+    def select(self, contrasts: Sequence[str]) -> GroupMean:
+        """The model of these contrasts alone, in this order; ModelError for one it does not have."""
+        rows = rows_of(contrasts, self.contrasts)
+        return replace(self, maps=self.maps[rows], contrasts=tuple(contrasts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +112,7 @@ class Retest:
     n_rois: int
     kind: ClassVar[str] = "retest"
 
-    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, connectome: Float, dtype: Stored = "float32") -> NDArray[Any]:  # noqa: ARG002 - as all models
         """Nothing: the maps were measured.
 
         Raises
@@ -116,6 +124,11 @@ class Retest:
             f"got connectomes {connectome.shape}, expected none: the maps of a second visit are read, not predicted",
             hint="`dtg synthesize` reads them into synthetic/",
         )
+
+    def select(self, contrasts: Sequence[str]) -> Retest:
+        """The model of these contrasts alone, in this order; ModelError for one it does not have."""
+        rows_of(contrasts, self.contrasts)
+        return replace(self, contrasts=tuple(contrasts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +169,8 @@ class Linear:
         """K of the connectomes it is given."""
         return self.coefficients.shape[2] - 1
 
-    def predict(self, connectome: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Connectomes (N, K, V) -> maps (N, C, V) float32.
+    def predict(self, connectome: Float, dtype: Stored = "float32") -> NDArray[Any]:
+        """Connectomes (N, K, V) -> maps (N, C, V).
 
         Raises
         ------
@@ -165,11 +178,17 @@ class Linear:
             When the shape does not fit.
         """
         check_connectome(connectome, self.n_rois, self.grid)
-        maps = np.zeros((len(connectome), len(self.contrasts), self.grid.n_voxels), dtype=np.float32)
+        maps = np.zeros((len(connectome), len(self.contrasts), self.grid.n_voxels), dtype=dtype)
         for parcel, voxels in _members(self.parcels):
             for subject, rest in enumerate(connectome):
-                maps[subject][:, voxels] = self.coefficients[:, parcel] @ _design(rest[:, voxels])  # (C, n)
+                values = self.coefficients[:, parcel] @ _design(rest[:, voxels])  # (C, n)
+                maps[subject][:, voxels] = as_stored(values, dtype)
         return maps
+
+    def select(self, contrasts: Sequence[str]) -> Linear:
+        """The model of these contrasts alone, in this order; ModelError for one it does not have."""
+        rows = rows_of(contrasts, self.contrasts)
+        return replace(self, coefficients=self.coefficients[rows], contrasts=tuple(contrasts))
 
 
 def fit_linear_subject(connectome: Float, maps: Float, parcels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -243,6 +262,25 @@ def check_connectome(connectome: NDArray[Any], n_rois: int, grid: Grid) -> None:
             f"got connectomes of shape {connectome.shape}, expected (N, {n_rois}, {grid.n_voxels}): "
             "subjects, ROIs, voxels"
         )
+
+
+def rows_of(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Where the contrasts that are wanted stand among those a model has.
+
+    Raises
+    ------
+    ModelError
+        When it does not have one, or none is wanted.
+    """
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ModelError(f"got the contrasts {unknown or list(wanted)}, expected some of {', '.join(known)}")
+    return [list(known).index(name) for name in wanted]
+
+
+def as_stored(values: Float, dtype: Stored) -> NDArray[Any]:
+    """Values as float32 or float16; beyond float16, its largest or smallest."""
+    return (values.clip(-FLOAT16_MAX, FLOAT16_MAX) if dtype == "float16" else values).astype(dtype)
 
 
 def _members(parcels: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int64]]]:

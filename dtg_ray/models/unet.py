@@ -87,7 +87,7 @@ class AttentionGate(nn.Module):
     def forward(self, gate: Tensor, skip: Tensor) -> Tensor:
         """Gate (N, G, X, Y, Z) and skip (N, S, X, Y, Z) of the same spatial size -> (N, S, X, Y, Z)."""
         projected: Tensor = self.W_x(skip)
-        weight: Tensor = self.psi(torch.relu(self.W_g(gate) + projected))  # (N, 1, X, Y, Z)
+        weight: Tensor = self.psi(torch.relu_(self.W_g(gate).add_(projected)))  # (N, 1, X, Y, Z)
         return projected * weight
 
 
@@ -204,6 +204,11 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[2:] == like.shape[2:]:
         return x
     return nn.functional.interpolate(x, size=like.shape[2:], mode="trilinear")
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay the weights out for 3-D convolutions, in place: about twice as fast on a CPU."""
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stub
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

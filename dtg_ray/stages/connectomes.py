@@ -18,6 +18,7 @@ from dtg_ray.imaging.quality import Rules, broken_rule
 from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
+from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, kept_rows, recorded, run_blocks
 from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
 from dtg_ray.stages.plan import Plan, resources_of
@@ -38,10 +39,11 @@ HEADERS_LOOKED_AT = 8
 
 def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> pd.DataFrame:
     """Compute and store the connectomes owed, of everybody or some splits; returns the rows of all receipts."""
-    account = ledger.account(study, STAGE)
+    book = ledger.Ledger(study)
+    account = book.account(STAGE)
     again = account.troubled if options.retry_failed else set()
     pending = sorted({*unstored(study, account, splits), *again})
-    todo = plan(study, pending, splits)
+    todo = plan(book, pending, splits)
     todo.show(options)
     crew = Crew(ConnectomeWorker, (study.uri, splits), resources_of(todo))
     changed = run_blocks(study, todo, pending, [STAGE], [crew], functools.partial(make_arrays, study), options)
@@ -89,11 +91,14 @@ def coordinates(study: Study) -> dict[str, tuple[str, np.ndarray]]:
     }
 
 
-def plan(study: Study, pending: list[str], splits: Sequence[str] | None = None) -> Plan:
+def plan(book: ledger.Ledger, pending: list[str], splits: Sequence[str] | None = None) -> Plan:
     """Bytes, and the memory of a worker."""
+    study = book.study
     rows = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
     rows = rows if splits is None else rows[rows["split"].isin(splits)]
     config = study.config
+    objects = len(rows) * config.connectomes.windows + 2 * len(pending)
+    each, measured_on = seconds_per_subject(book, rows)
     return Plan(
         stage=STAGE,
         units=len(study.blocks()),
@@ -101,8 +106,21 @@ def plan(study: Study, pending: list[str], splits: Sequence[str] | None = None) 
         subjects=len(rows),
         bytes_in=bytes_of_runs(rows),
         bytes_out=len(rows) * config.connectomes.windows * study.n_rois * study.grid.n_voxels * 2,
+        objects=objects,
         memory=memory_of_a_subject(study, rows) + 300 * 2**20,
+        seconds=len(rows) * each,
+        measured_on=measured_on,
+        requests=estimates.requests(study.uri, objects, len(pending)) + estimates.image_requests(rows),
     )
+
+
+def seconds_per_subject(book: ledger.Ledger, rows: pd.DataFrame) -> tuple[float, int]:
+    """How long a connectome takes, and on how many subjects of this study that was measured."""
+    each, count = estimates.measured(book.account(STAGE))
+    if count:
+        return each, count
+    volumes = _volumes(rows, book.study.config) if len(rows) else 0
+    return volumes * book.study.grid.n_voxels * estimates.SECONDS_PER_VOXEL_AND_VOLUME, 0
 
 
 def bytes_of_runs(rows: pd.DataFrame) -> int:

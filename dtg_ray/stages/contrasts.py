@@ -13,6 +13,7 @@ import pandas as pd
 from dtg_ray import ledger
 from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.imaging.scan import Scan
+from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, describe_input, kept_rows, recorded, run_blocks
 from dtg_ray.stages.connectomes import coordinates, space
 from dtg_ray.stages.plan import Plan, resources_of
@@ -37,7 +38,7 @@ def read_maps(
     """Read the maps of one visit that are owed into an array; returns the rows of all receipts."""
     account = ledger.account(study, stage)
     pending = account.pending(retry_failed=options.retry_failed)
-    todo = replace(plan(study, pending, stage, worker.column), waiting=waiting)
+    todo = replace(plan(study, account, pending, worker.column), waiting=waiting)
     todo.show(options)
     crew = Crew(worker, (study.uri, stage), resources_of(todo))
     make = functools.partial(make_maps, study, name, study.config.contrasts)
@@ -59,19 +60,27 @@ def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping
     prepare(study.storage, name, specs, places, space(study))
 
 
-def plan(study: Study, pending: list[str], stage: str = STAGE, column: str = "contrasts") -> Plan:
+def plan(study: Study, account: ledger.Account, pending: list[str], column: str) -> Plan:
     """Bytes, and the memory of a worker: the maps of a block, in a column of the cohort."""
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in pending])]
     one = len(study.config.contrasts) * study.grid.n_voxels
     n_maps = int(sum(len(maps) for maps in members[column]))
+    chunks = estimates.chunk_count(len(study.config.contrasts), study.grid.n_voxels, study.config.synthesis.slab)
+    objects = len(pending) * (chunks + 1)
+    each, measured_on = estimates.measured(account)
+    guess = n_maps * study.grid.n_voxels * estimates.SECONDS_PER_MAP_VOXEL
     return Plan(
-        stage=stage,
+        stage=account.stage,
         units=len(study.blocks()),
         pending=len(pending),
         subjects=len(members),
         bytes_in=n_maps * study.grid.n_voxels * 4,
         bytes_out=one * len(members) * 2,
+        objects=objects,
         memory=one * study.config.cohort.block_size * 2 * 2 + 300 * 2**20,
+        seconds=each * len(members) if measured_on else guess,
+        measured_on=measured_on,
+        requests=estimates.requests(study.uri, objects, len(pending)),
     )
 
 

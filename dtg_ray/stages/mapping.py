@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dtg_ray import ledger
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.models.artifact import Model, NetworkModel
+from dtg_ray.models.inference import reuse_memory
 from dtg_ray.stages.blocks import commit, kept_rows, recorded
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
@@ -24,6 +26,7 @@ from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
 Maps = NDArray[np.float32]
+log = logging.getLogger(__name__)
 HALF = float(np.finfo(np.float16).max)
 
 
@@ -48,10 +51,19 @@ class Prediction:
     spread: Maps
 
 
+NOTHING: dict[str, dict[str, Prediction]] = {}
+
+
 def arrays_of(study: Study) -> dict[str, str]:
     """The arrays of every model's maps, and what is in them."""
     maps = {"maps": "contrast map"}
     return {**maps, "spread": "standard deviation"} if study.config.synthesis.spread else maps
+
+
+def members_of(study: Study, name: str) -> Sequence[str]:
+    """The models an ensemble is made of; of any other model itself."""
+    config = study.config.models[name]
+    return config.members if isinstance(config, EnsembleConfig) else [name]
 
 
 def summarized(maps: Maps) -> Prediction:
@@ -83,20 +95,40 @@ class Predictor:
             if isinstance(config, EnsembleConfig):
                 maps = np.stack([self.predict(member, windows, made).mean for member in config.members])
             else:
-                maps = self._model(name).predict(windows.astype(np.float32))
+                maps = self._model(name).predict(windows)
             made[name] = summarized(maps)
         return made[name]
+
+    def predict_together(
+        self, names: Iterable[str], windows: Mapping[str, Windows]
+    ) -> dict[str, dict[str, Prediction]]:
+        """The same by subject and model, all subjects' windows at once: as many in a batch as a GPU has room for."""
+        made: dict[str, dict[str, Prediction]] = {subject: {} for subject in windows}
+        if not windows:
+            return made
+        together = np.concatenate(list(windows.values()))
+        ends = np.cumsum([len(one) for one in windows.values()])[:-1]
+        members = dict.fromkeys(member for name in names for member in members_of(self.study, name))
+        for member in members:
+            parts = np.split(self._model(member).predict(together), ends)
+            for subject, maps in zip(windows, parts, strict=True):
+                made[subject][member] = summarized(maps)
+        return made
 
     def _model(self, name: str) -> Model:
         """A model, ready; with a set number of threads, so that all actors compute alike."""
         if name not in self._models:
             import torch
 
-            config = self.study.config.synthesis
+            config, contrasts = self.study.config.synthesis, self.study.config.maps_of(name)
             torch.set_num_threads(config.cpus_per_actor)
+            reuse_memory()
             model = load_model(self.study, name)
             if isinstance(model, NetworkModel):
-                model.prepare_for_inference("cuda" if config.gpus_per_actor else "cpu", config.precision)
+                device = "cuda" if config.gpus_per_actor else "cpu"
+                model.prepare_for_inference(device, config.precision, contrasts=contrasts, compile=config.compile)
+            elif model.contrasts != contrasts:
+                model = model.select(contrasts)
             self._models[name] = model
         return self._models[name]
 
@@ -224,12 +256,17 @@ class MapWorker:
         number = ledger.block_number(unit)
         return Block(self.study, number, self.connectomes.today(number), self.connectomes.holding(number))
 
-    def finish(self, block: Block, connectomes: Iterable[tuple[Row, Windows | None]]) -> dict[str, Any]:
-        """Make the maps of a block and commit them."""
+    def finish(
+        self,
+        block: Block,
+        connectomes: Iterable[tuple[Row, Windows | None]],
+        ready: Mapping[str, dict[str, Prediction]] = NOTHING,
+    ) -> dict[str, Any]:
+        """Make the maps of a block, unless they are ready, by subject and model, and commit them."""
         jobs = [BlockMaps(block, name) for name in self.models[block.unit]]
         rows = []
         for row, windows in connectomes:
-            predict = functools.partial(self.predictor.predict, made={})
+            predict = functools.partial(self.predictor.predict, made=ready.get(row.subject, {}))
             for job in jobs:
                 job.add(row, windows, predict)
             rows.append(row)
@@ -287,9 +324,14 @@ class MapSink(MapWorker):
     def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Do one block."""
         block = self.block(str(given["unit"]))
-        found = dict(zip(str(given["subjects"]).splitlines(), given["connectomes"], strict=True))
-        rows = ((row, found.get(subject)) for subject, row in block.rows.items())
-        return self.finish(block, ((row, None if one is None else recorded_windows(one)) for row, one in rows))
+        padded = zip(str(given["subjects"]).splitlines(), given["connectomes"], strict=True)
+        found = {subject: recorded_windows(one) for subject, one in padded}
+        try:
+            ready = self.predictor.predict_together(self.models[block.unit], found)
+        except Exception:  # whoever is to blame fails alone, below
+            log.exception("%s: trying its subjects one by one", block.unit)
+            ready = {}
+        return self.finish(block, ((row, found.get(subject)) for subject, row in block.rows.items()), ready)
 
 
 def padded(windows: Windows, shape: tuple[int, ...]) -> Windows:

@@ -323,6 +323,17 @@ def gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e3:.0f} kB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min, 12 days."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
+
+
 def check_address(options: Options) -> None:
     """Refuse options that contradict each other."""
     if options.inline and options.address:

@@ -13,12 +13,11 @@ from dataclasses import replace
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.config import EnsembleConfig
 from dtg_ray.models import activation_values
-from dtg_ray.stages import connectomes
+from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
-from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
+from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of, members_of
 from dtg_ray.stages.maps import chosen_models
 from dtg_ray.stages.models import network_config
 from dtg_ray.stages.plan import Plan
@@ -69,19 +68,44 @@ def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger
     book = ledger.Ledger(study)
     owed = {name: owed_units(book, name, options) for name in names}
     plans = [plan(book, name, owed[name]) for name in names]
-    for one in plans:
-        one.show(options)
     ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
+    for one in plans:
+        (replace(one, seconds=None) if len(ready) > 1 else one).show(options)
     units = sorted(set[str]().union(*(owed[name] for name in ready)))
-    if not units or options.dry_run:
+    if not units:
         return book
     by_model = {name: set(owed[name]) for name in ready}
     models = {unit: [name for name in ready if unit in by_model[name]] for unit in units}
-    whole = replace(plans[0], stage="synthesize", pending=len(units), waiting="")
+    team = crews(study, models, ready, options)
+    whole = together(book, [one for one in plans if not one.waiting], units, team)
+    if len(ready) > 1 and options.dry_run and not options.json:
+        whole.show(options)
     prepare = functools.partial(_prepare, study, ready)
     stages = [connectomes.STAGE, *(f"synthesize/{name}" for name in ready)]
-    changed = run_blocks(study, whole, units, stages, crews(study, models, ready, options), prepare, options)
+    changed = run_blocks(study, whole, units, stages, team, prepare, options)
     return ledger.Ledger(study) if changed else book
+
+
+def together(book: ledger.Ledger, plans: Sequence[Plan], units: Sequence[str], team: Sequence[Crew]) -> Plan:
+    """The plan of several models whose maps are made together: rest runs are read once for all of them."""
+    study = book.study
+    members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in units])]
+    unstored_ = members[~members.index.isin(ledger.stored(book.account("connectomes")))]
+    on_the_way = connectomes.seconds_per_subject(book, unstored_)[0] * len(unstored_)
+    again, requests = on_the_way * (len(plans) - 1), estimates.image_requests(unstored_) * (len(plans) - 1)
+    return replace(
+        plans[0],
+        stage="synthesize" + (", all together" if len(plans) > 1 else ""),
+        pending=len(units),
+        subjects=len(members),
+        bytes_in=max(one.bytes_in for one in plans),
+        bytes_out=sum(one.bytes_out for one in plans),
+        objects=sum(one.objects for one in plans),
+        memory=sum(crew.resources.memory for crew in team),
+        seconds=max(sum(one.seconds or 0 for one in plans) - again, 0),
+        measured_on=min(one.measured_on for one in plans),
+        requests=max(sum(one.requests for one in plans) - requests, 0),
+    )
 
 
 def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:
@@ -130,10 +154,18 @@ def memory_of_maps(study: Study, names: Sequence[str]) -> int:
     return of_blocks + of_a_subject + study.n_rois * n_voxels * 12 + ACTIVATIONS * largest * 4
 
 
-def members_of(study: Study, name: str) -> Sequence[str]:
-    """The models an ensemble is made of; of any other model itself."""
-    config = study.config.models[name]
-    return config.members if isinstance(config, EnsembleConfig) else [name]
+def seconds_per_subject(book: ledger.Ledger, name: str) -> tuple[float, int]:
+    """How long a model takes for one subject, and on how many subjects of this study that was measured."""
+    study = book.study
+    each, count = estimates.measured(book.account(f"synthesize/{name}"))
+    if count:
+        return each, count
+    networks = [network_config(study, member) for member in members_of(study, name)]
+    config, values = study.config.synthesis, len(study.config.maps_of(name)) * study.grid.n_voxels
+    windows = study.config.connectomes.windows
+    of_networks = sum(estimates.network_seconds(one, study.grid.shape, config.precision) for one in networks if one)
+    of_baselines = networks.count(None) * values * study.n_rois * estimates.BASELINE_SECONDS_PER_VALUE
+    return windows * (of_networks / config.cpus_per_actor + of_baselines), 0
 
 
 def plan(book: ledger.Ledger, name: str, pending: list[str]) -> Plan:
@@ -144,6 +176,11 @@ def plan(book: ledger.Ledger, name: str, pending: list[str]) -> Plan:
     untrained = [member for member in members_of(study, name) if ledger.model_hash(study, member) is None]
     config, ready = study.config.synthesis, bool(pending) and not untrained
     first = connectomes.memory_of_a_subject(study, members[~is_stored]) if ready else 0
+    chunks = estimates.chunk_count(len(study.config.maps_of(name)), study.grid.n_voxels, config.slab)
+    objects = len(pending) * (chunks * len(arrays_of(study)) + 1)
+    on_the_way, _ = connectomes.seconds_per_subject(book, members[~is_stored]) if ready else (0, 0)
+    each, measured_on = seconds_per_subject(book, name) if ready else (0, 0)
+    reads = int(is_stored.sum()) * study.config.connectomes.windows
     return Plan(
         stage=f"synthesize/{name}",
         units=len(study.blocks()),
@@ -151,7 +188,12 @@ def plan(book: ledger.Ledger, name: str, pending: list[str]) -> Plan:
         subjects=len(members),
         bytes_in=connectomes.bytes_of_runs(members[~is_stored]) + int(is_stored.sum()) * bytes_of_a_connectome(study),
         bytes_out=len(members) * len(study.config.maps_of(name)) * study.grid.n_voxels * 2 * len(arrays_of(study)),
+        objects=objects,
         memory=first + memory_of_maps(study, [name]) + 800 * 2**20 if ready else 0,
+        seconds=len(members) * each + int((~is_stored).sum()) * on_the_way,
+        measured_on=measured_on,
+        requests=estimates.requests(study.uri, objects + reads, 2 * len(pending))
+        + estimates.image_requests(members[~is_stored]),
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
         waiting=" and ".join(f"train/{member}" for member in untrained),

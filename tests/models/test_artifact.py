@@ -173,50 +173,57 @@ class TestNetworkModel:
             made.out_block[1].bias += 1
         np.testing.assert_array_equal(model.predict(connectomes), before)
 
-    @pytest.mark.parametrize("convs", [1, 2])
-    def test_folding_changes_rounding_only(self, grid, connectomes, convs):
-        config = CONFIG | {"convs_per_block": convs}
-        model = NetworkModel(network(config), config, CONTRASTS, grid)
-        expected, files = model.predict(connectomes), dump(model)
-        model.prepare_for_inference()
-        np.testing.assert_allclose(model.predict(connectomes), expected, atol=1e-5)
-        assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in model._inference.modules())
-        assert dump(model) == files
-
-    @pytest.mark.parametrize(("make", "left"), [(vnet, 0), (resunet, 5)])
-    def test_folding_reaches_every_norm_that_follows_a_convolution(self, grid, connectomes, make, left):
-        # the first norm of each of the 5 residual units follows a sum, which the shortcut sees without it
-        model = make(grid)
-        expected, files = model.predict(connectomes), dump(model)
-        model.prepare_for_inference()
-        np.testing.assert_allclose(model.predict(connectomes), expected, rtol=1e-5, atol=1e-5)
-        assert sum(isinstance(m, torch.nn.BatchNorm3d) for m in model._inference.modules()) == left
-        assert dump(model) == files
-
-    @pytest.mark.parametrize("make", [unet, resunet, vnet])
-    def test_bfloat16_is_close_and_really_bfloat16(self, grid, connectomes, make):
-        model = make(grid)
-        expected = model.predict(connectomes)
-        model.prepare_for_inference(dtype="bfloat16")
-        maps = model.predict(connectomes)
-        assert maps.dtype == np.float32
-        assert np.corrcoef(maps.ravel(), expected.ravel())[0, 1] > 0.999
-        assert np.abs(maps - expected).max() > 1e-4
-
     def test_contrasts_and_mask_have_to_fit(self, grid):
         with pytest.raises(ModelError, match="got 1 contrasts, expected 2"):
             NetworkModel(network(), CONFIG, ("faces",), grid)
         with pytest.raises(ModelError, match=rf"got an input mask of shape \(4,\), expected \({grid.n_voxels},\)"):
             NetworkModel(network(), CONFIG, CONTRASTS, grid, np.ones(4, dtype=bool))
 
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.1)])
-    def test_on_the_gpu(self, grid, connectomes, dtype, tolerance):
-        model = NetworkModel(network(), CONFIG, CONTRASTS, grid)
-        expected = model.predict(connectomes)
-        model.prepare_for_inference("cuda", dtype)
-        np.testing.assert_allclose(model.predict(connectomes), expected, atol=tolerance)
+
+class TestSelect:
+    @pytest.mark.parametrize("make", [unet, masked_unet, minimal_unet, resunet, vnet, group_mean, linear])
+    def test_predicts_these_contrasts_in_this_order(self, grid, connectomes, make):
+        model = make(grid)
+        expected, files = model.predict(connectomes), dump(model)
+        turned, one = model.select(["2back", "faces-shapes"]), model.select(("2back",))
+        assert (turned.contrasts, one.contrasts, model.contrasts) == (CONTRASTS[::-1], ("2back",), CONTRASTS)
+        np.testing.assert_allclose(turned.predict(connectomes), expected[:, ::-1], atol=1e-6)
+        np.testing.assert_allclose(one.predict(connectomes), expected[:, 1:], atol=1e-6)
+        assert dump(model) == files
+
+    @pytest.mark.parametrize("make", [unet, vnet, group_mean, linear])
+    def test_is_a_model_of_its_own(self, grid, connectomes, make):
+        chosen = make(grid).select(["2back"])
+        loaded = load(*dump(chosen))
+        assert loaded.contrasts == ("2back",)
+        np.testing.assert_array_equal(loaded.predict(connectomes), chosen.predict(connectomes))
+
+    def test_of_second_visits(self, grid):
+        assert Retest(CONTRASTS, grid, 3).select(["2back"]).contrasts == ("2back",)
+
+    @pytest.mark.parametrize("make", [unet, group_mean, linear, lambda grid: Retest(CONTRASTS, grid, 3)])
+    @pytest.mark.parametrize(("names", "got"), [(["2back", "gambling"], "'gambling'"), ([], "")])
+    def test_a_contrast_it_does_not_have(self, grid, make, names, got):
+        with pytest.raises(ModelError, match=rf"got the contrasts \[{got}\], expected some of faces-shapes, 2back"):
+            make(grid).select(names)
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize("make", [unet, vnet, group_mean, linear])
+    def test_maps_as_they_are_stored(self, grid, connectomes, make):
+        model = make(grid)
+        maps = model.predict(connectomes, "float16")
+        assert maps.dtype == np.float16
+        np.testing.assert_array_equal(maps, model.predict(connectomes).astype(np.float16))
+
+    def test_nothing_becomes_infinite(self, grid, connectomes):
+        maps = group_mean(grid).maps * 1e5
+        maps[0, :3] = [np.inf, -np.inf, np.nan]
+        model = GroupMean(maps, CONTRASTS, grid, n_rois=3)
+        stored = model.predict(connectomes[:1], "float16")[0]
+        assert (stored.max(where=~np.isnan(stored), initial=0), stored[0, 1]) == (65504, -65504)
+        assert np.flatnonzero(np.isnan(stored)).tolist() == [2]
+        assert np.isfinite(linear(grid).predict(1e6 * connectomes, "float16")).all()
 
 
 class TestRefused:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dtg_ray.stages.runtime import Options
-from dtg_ray.stages.training.progress import Herald, duration, epoch_line
+from dtg_ray.stages.runtime import Options, duration
+from dtg_ray.stages.training.progress import Herald, epoch_line
 from dtg_ray.store.files import Storage
 
 LINE = {"epoch": 3, "loss": 0.51234, "validation_r": 0.7, "waiting": 0.25, "ended": 0.0, "seconds": 60.0}

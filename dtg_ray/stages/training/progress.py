@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.runtime import Options, duration
 from dtg_ray.store.files import Storage
 
 SHOWN = {
@@ -81,15 +81,6 @@ def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     figures = ", ".join(f"{words} {line[key]:.4g}" for key, words in SHOWN.items() if key in line)
     left = f", {duration((epochs - number) * each)} to go" if number < epochs else ""
     return f"epoch {number}/{epochs}, {figures}, {duration(lasted[-1])}, waiting {line['waiting']:.0%}{left}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
 def event_file(history: Sequence[Mapping[str, float]]) -> bytes:
