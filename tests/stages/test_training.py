@@ -114,6 +114,9 @@ def trained(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tools.dtg("init", str(root), *source)
     for stage in ("connectomes", "contrasts"):
         tools.dtg(stage, str(root), "--inline")
+    for name, model in models.items():
+        if model["train"].get("workers", 1) == 1:
+            tools.dtg("train", str(root), "--model", name, "--inline")
     tools.process("train", str(root), "--quiet")
     return root
 
