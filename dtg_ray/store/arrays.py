@@ -80,6 +80,10 @@ def prepare(
         array = _make(group, key, spec, storage.uri(f"{name}/{key}"))
         if not np.array_equal(np.asarray(array[:]), values):
             array[:] = values
+    for _, array, axis in along(group):
+        length = max(array.shape[axis], group[GROWING].shape[0] if GROWING in group else 0)
+        if array.shape[axis] < length:  # not asked for today, but xarray wants one length of an axis
+            array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))
     # "coordinates" is where CF, and so xarray, looks for them
     wanted = {**attributes, "coordinates": " ".join(coordinates)}
     if dict(group.attrs) != wanted:

@@ -563,7 +563,8 @@ class TestTransferCurve:
         tuned = {"kind": "finetuned", "start": "unet", "head": "new", "train": QUICK}
         configure(study, unet=network(), tuned=tuned)
         assert dtg("train", str(study), "--model", "unet", "--inline", "--quiet") == 0
-        arguments = "--finetuned tuned --scratch unet --inline --seeds 2 --sizes 2 1% 50%".split()
+        models, sizes = ("--finetuned", "tuned", "--scratch", "unet"), ("--sizes", "2", "1%", "50%")
+        arguments = [*models, "--inline", "--seeds", "2", *sizes]
         assert dtg("transfer-curve", str(study), *arguments) == 0
         table = pd.read_parquet(study / "transfer/tuned-unet.parquet")
         assert len(table) == 2 * 2 * 2
