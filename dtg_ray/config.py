@@ -387,6 +387,26 @@ def parse(document: Mapping[str, Any]) -> StudyConfig:
         raise ConfigError("study.yaml does not hold: " + "; ".join(lines)) from error
 
 
+def parse_saved(data: bytes, origin: str) -> StudyConfig:
+    """A study.yaml that `dtg init` wrote, all sections of which have to be there: defaults could be other settings.
+
+    Raises
+    ------
+    ConfigError
+        When it is cut off, or does not hold.
+    """
+    try:
+        document = read_yaml(data.decode(), origin)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: not text: {error}") from error
+    if missing := [name for name in StudyConfig.model_fields if name not in document]:
+        raise ConfigError(
+            f"{origin}: got no {', '.join(missing)}, expected every section, as `dtg init` writes them",
+            hint="was the file cut off? put it back as it was; `NAME: {}` says that the defaults are meant",
+        )
+    return parse(document)
+
+
 def _place(location: tuple[int | str, ...]) -> str:
     """Where in the file something is; pydantic adds the kind of a model, which is no level of the file."""
     in_model = location[:1] == ("models",) and len(location) > 3

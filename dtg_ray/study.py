@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dtg_ray.config import StudyConfig, fingerprint, parse, read_yaml
-from dtg_ray.errors import MissingFileError, StudyError, UsageError
+from dtg_ray.config import StudyConfig, fingerprint, parse_saved
+from dtg_ray.errors import DamagedError, MissingFileError, StudyError, UsageError
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.rois import Rois
 from dtg_ray.imaging.scan import Scan
+from dtg_ray.store.arrays import read
 from dtg_ray.store.files import Storage
 from dtg_ray.store.tables import in_memory, read_table
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
+DAMAGED = "part of it was lost or changed: put it back, or make a new study with `dtg init`"
+"""What to do about rois.zarr."""
 LEFT_OUT = "left_out.parquet"
 """Who was found but does not take part, and why."""
 WITHDRAWN = "withdrawn.parquet"
@@ -89,7 +92,7 @@ class Study:
     @functools.cached_property
     def config(self) -> StudyConfig:
         """study.yaml, validated."""
-        return parse(read_yaml(self._read(CONFIG).decode(), self._root.uri(CONFIG)))
+        return parse_saved(self._read(CONFIG), self._root.uri(CONFIG))
 
     @functools.cached_property
     def manifest(self) -> pd.DataFrame:
@@ -117,11 +120,16 @@ class Study:
     def _rois_group(self) -> Any:
         return self.storage.open_zarr(ROIS)
 
+    def _of_rois(self, key: str) -> Any:
+        return read(self.storage.open_array(ROIS, key), slice(None))
+
     @functools.cached_property
     def grid(self) -> Grid:
         """The space of all arrays."""
-        group = self._rois_group
-        return Grid(np.asarray(group.attrs["affine"]), np.asarray(group["mask"][:], dtype=bool))
+        try:
+            return Grid(np.asarray(self._rois_group.attrs["affine"]), np.asarray(self._of_rois("mask"), dtype=bool))
+        except (KeyError, ValueError) as error:
+            raise DamagedError(f"{self.storage.uri(ROIS)}: {error}", hint=DAMAGED) from error
 
     @property
     def rois(self) -> NDArray[np.float32]:
@@ -130,20 +138,31 @@ class Study:
 
     @functools.cached_property
     def roi_set(self) -> Rois:
-        """The ROIs with their names and how their series are made."""
-        group = self._rois_group
-        names = tuple(str(name) for name in group["roi"][:])
-        return Rois(np.asarray(group["rois"][:]), names, group.attrs["kind"])
+        """The ROIs with their names and how their series are made.
+
+        Raises
+        ------
+        DamagedError
+            When they are not those that the study was made with: a chunk that is lost reads as zeros.
+        """
+        names = tuple(str(name) for name in self._of_rois("roi"))
+        rois = Rois(self._of_rois("rois"), names, self._rois_group.attrs["kind"])
+        if (found := space_hash(self.grid, rois)) != self.space_fingerprint:
+            raise DamagedError(
+                f"{self.storage.uri(ROIS)}: got grid and ROI maps {found}, expected {self.space_fingerprint}",
+                hint=DAMAGED,
+            )
+        return rois
 
     @functools.cached_property
     def grey_matter(self) -> NDArray[np.bool_]:
         """Which voxels are grey matter, (V,)."""
-        return np.asarray(self._rois_group["grey_matter"][:], dtype=bool)
+        return np.asarray(self._of_rois("grey_matter"), dtype=bool)
 
     @property
     def n_rois(self) -> int:
         """Number of ROIs."""
-        return int(self._rois_group["rois"].shape[0])
+        return int(self.storage.open_array(ROIS, "rois").shape[0])
 
     @property
     def space_fingerprint(self) -> str:
@@ -232,8 +251,7 @@ class Study:
     def _open_xarray(self, name: str, array: str) -> xr.DataArray:
         import xarray as xr
 
-        if not self.storage.exists(f"{name}/zarr.json"):
-            raise StudyError(f"{self.storage.uri(name)}: not there", hint="`dtg status` tells which stage comes next")
+        self.storage.open_array(name, array)
         dataset = xr.open_zarr(
             self.storage.zarr_store(name, read_only=True),
             consolidated=False,
@@ -268,7 +286,11 @@ def cohort_bytes(cohort: pd.DataFrame) -> bytes:
 
 def _read_cohort(data: bytes) -> pd.DataFrame:
     """The manifest from its file, with scans as they were."""
-    stored = pq.read_table(in_memory(data))
+    try:
+        stored = pq.read_table(in_memory(data))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        hint = "put it back as it was; the arrays and receipts are still good"
+        raise StudyError(f"{COHORT}: got no Parquet table ({error}), expected the manifest", hint=hint) from error
     if not stored.schema.equals(COHORT_SCHEMA):
         raise StudyError(f"{COHORT} is of an older version of dtg_ray", hint="make the study again with `dtg init`")
     table = stored.to_pandas(maps_as_pydicts="strict").set_index("subject", drop=False)

@@ -64,6 +64,8 @@ class Faults:
         What happens to every request after them, in place of chance.
     only : str
         Nothing happens to requests without this in their path.
+    refused : tuple of str
+        Methods that are forbidden, as to somebody who may only read.
     counts : Counter
         By what was done; "requests" are all of them.
     log : list of str
@@ -74,6 +76,7 @@ class Faults:
     script: list[str] = field(default_factory=list)
     always: str = ""
     only: str = ""
+    refused: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
 
@@ -100,6 +103,8 @@ class Faults:
                 return ""
             if self.script:
                 return self.script.pop(0)
+            if request.startswith(self.refused):
+                return "forbidden"
             return self.always or (kind if unlucky else "")
 
     def count(self, kind: str) -> None:

@@ -19,6 +19,7 @@ from dtg_ray.errors import ExcludedError, StorageError, StudyError, SubjectError
 from dtg_ray.imaging.streams import archive_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, map_units, peak_memory, progress, session
+from dtg_ray.store.arrays import read, where
 from dtg_ray.store.files import filesystem
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
@@ -35,10 +36,12 @@ class BlockWorker(ABC):
         The study's.
     stage : str
         As in `dtg_ray.ledger`.
+    retry : bool
+        Do again those who failed, too.
     """
 
-    def __init__(self, uri: str, stage: str) -> None:
-        self.study = Study(uri)
+    def __init__(self, uri: str, stage: str, *, retry: bool = False) -> None:
+        self.study, self.retry = Study(uri), retry
         self.receipts = Receipts(self.study.storage, stage)
 
     @abstractmethod
@@ -53,14 +56,26 @@ class BlockWorker(ABC):
         """
 
     def __call__(self, unit: str) -> dict[str, Any]:
-        """Do one block; its receipt is taken back first and written last."""
+        """Do one block, unless somebody else has; its receipt is taken back first and written last."""
         block = ledger.block_number(unit)
         today = self.today(block)
-        kept = self.kept(self.receipts.holding(unit, today))
-        attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
-        rows = self.work(block, kept)
-        commit(self.receipts, unit, rows, today, attempt)
+        holding = self.receipts.holding(unit, today)
+        rows = list(holding.values())
+        if self.retry or not self.is_settled(block, holding):
+            kept = self.kept(holding)
+            attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
+            rows = self.work(block, kept)
+            commit(self.receipts, unit, rows, today, attempt)
+            take_back(self.receipts, unit, self.undone(block, rows))
         return {"unit": unit, "subjects": len(rows), "failed": sum(row.status == "failed" for row in rows)}
+
+    def undone(self, block: int, rows: Sequence[Row]) -> list[str]:  # noqa: ARG002 - where nothing can be undone
+        """Of a block that was just committed those subjects whose results somebody else has undone at the same time."""
+        return []
+
+    def is_settled(self, block: int, holding: Mapping[str, Row]) -> bool:
+        """Whether the rows of a block that hold leave nothing to do: another driver was there first."""
+        return len(holding) == len(self.today(block))
 
     def kept(self, holding: dict[str, Row]) -> dict[str, Row]:
         """Of the rows that hold today those that stay as they are when their block is done again."""
@@ -74,6 +89,17 @@ def commit(receipts: Receipts, unit: str, rows: list[Row], today: Mapping[str, s
     for row in rows:
         row.fingerprint = today[row.subject] or ""
     receipts.write(unit, rows, attempt=attempt, host=socket.gethostname())
+
+
+def take_back(receipts: Receipts, unit: str, subjects: Sequence[str]) -> None:
+    """Let a receipt say nothing of subjects whose results another driver has undone: the next run makes them again.
+
+    Two drivers write a block's chunks whole. That does no harm where both have the same results; where one of them saw
+    somebody fail, or had others to do, what it wrote is not what the other one's receipt says.
+    """
+    if subjects:
+        log.warning("%s of %s: another run wrote it at the same time; %d are owed", unit, receipts.stage, len(subjects))
+        receipts.erase(unit, subjects)
 
 
 @contextmanager
@@ -164,12 +190,38 @@ def subjects_in(study: Study, units: Sequence[str]) -> int:
     return int(sum(sizes[ledger.block_number(unit)] for unit in units))
 
 
-def kept_rows(array: zarr.Array, axis: int, rows: slice, kept: Sequence[int]) -> NDArray[Any]:
-    """The rows of a block before its work: NaN, but for those that are kept, which are counted from its first."""
+def kept_rows(array: zarr.Array, axis: int, rows: slice, kept: Mapping[str, int]) -> NDArray[Any]:
+    """The rows of a block before its work: NaN, but for those that are kept.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    axis : int
+        Of subjects.
+    rows : slice
+        Of the block.
+    kept : mapping of subject to int
+        Their rows, counted from the first of the block.
+
+    Raises
+    ------
+    StudyError
+        When a row that is kept holds nothing: its chunk was lost, and it must not be written as if that were a result.
+    DamagedError
+        When a chunk cannot be read.
+    """
     shape = list(array.shape)
     shape[axis] = rows.stop - rows.start
     values: NDArray[Any] = np.full(shape, np.nan, dtype=array.dtype)
-    if kept:
-        before = np.moveaxis(np.asarray(array[(*[slice(None)] * axis, rows)]), axis, 0)
-        np.moveaxis(values, axis, 0)[kept] = before[kept]
+    if not kept:
+        return values
+    places = list(kept.values())
+    before = np.moveaxis(read(array, (*[slice(None)] * axis, rows)), axis, 0)[places]
+    for subject, row in zip(kept, before, strict=True):
+        if np.isnan(row).all():
+            raise StudyError(
+                f"{subject}: got nothing in {where(array)}, expected what its receipt says is done: a chunk was lost",
+                hint="delete the receipt of its block, and the same command makes it again",
+            )
+    np.moveaxis(values, axis, 0)[places] = before
     return values

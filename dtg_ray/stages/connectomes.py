@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,23 +13,24 @@ from numpy.typing import NDArray
 
 from dtg_ray import ledger
 from dtg_ray.config import CleaningConfig, StudyConfig
-from dtg_ray.errors import ExcludedError, SubjectError
+from dtg_ray.errors import DamagedError, ExcludedError, SubjectError
 from dtg_ray.imaging.cleaning import NUMBERS_AT_ONCE, Cleaning
 from dtg_ray.imaging.quality import Rules, broken_rule
 from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
 from dtg_ray.stages import estimates
-from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, kept_rows, recorded, run_blocks
+from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, recorded, run_blocks, take_back
 from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options
-from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
+from dtg_ray.store.arrays import ArraySpec, prepare, read, write, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
 
 Windows = NDArray[np.float16]
 Edges = NDArray[np.float32]
+log = logging.getLogger(__name__)
 STAGE = "connectomes"
 NAME = "connectomes.zarr"
 VOLUMES_GUESS = 500
@@ -45,7 +47,8 @@ def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> 
     pending = sorted({*unstored(study, account, splits), *again})
     todo = plan(book, pending, splits)
     todo.show(options)
-    crew = Crew(ConnectomeWorker, (study.uri, splits), resources_of(todo))
+    worker = functools.partial(ConnectomeWorker, retry=options.retry_failed)
+    crew = Crew(worker, (study.uri, splits), resources_of(todo))
     changed = run_blocks(study, todo, pending, [STAGE], [crew], functools.partial(make_arrays, study), options)
     return (ledger.account(study, STAGE) if changed else account).rows
 
@@ -170,10 +173,12 @@ class ConnectomeWorker(BlockWorker):
         The study's.
     splits : sequence of str, optional
         Whose connectomes are stored; by default everybody's.
+    retry : bool
+        Do again those who failed, too.
     """
 
-    def __init__(self, uri: str, splits: Sequence[str] | None = None) -> None:
-        super().__init__(uri, STAGE)
+    def __init__(self, uri: str, splits: Sequence[str] | None = None, *, retry: bool = False) -> None:
+        super().__init__(uri, STAGE, retry=retry)
         self._today: dict[int, dict[str, str | None]] = {}
         cohort = self.study.cohort
         self.wanted = set(cohort.index if splits is None else cohort.index[cohort["split"].isin(splits)])
@@ -182,10 +187,8 @@ class ConnectomeWorker(BlockWorker):
     @functools.cached_property
     def arrays(self) -> tuple:
         """The two arrays, open for writing."""
-        import zarr
-
-        group = zarr.open_group(self.study.storage.zarr_store(NAME), mode="r+", zarr_format=3)
-        return group["connectome"], group["roi_connectome"]
+        names = ("connectome", "roi_connectome")
+        return tuple(self.study.storage.open_array(NAME, name, writable=True) for name in names)
 
     @functools.cached_property
     def recipe(self) -> Recipe:
@@ -215,11 +218,21 @@ class ConnectomeWorker(BlockWorker):
 
     def kept(self, holding: dict[str, Row]) -> dict[str, Row]:
         """Of those who are wanted the ones whose connectomes are stored; all others as they are."""
-        return {
+        kept = {
             subject: row
             for subject, row in holding.items()
             if subject not in self.wanted or (row.status == "done" and row.qc["stored"])
         }
+        blocks = {int(self.study.cohort["block"][subject]) for subject in kept}
+        for block in blocks:  # the one that they are all of
+            kept = self._having_edges(block, kept, self._edges(block))
+        return kept
+
+    def is_settled(self, block: int, holding: Mapping[str, Row]) -> bool:
+        """Whether all of a block who are wanted are stored, or cannot be."""
+        wanted = self.wanted & self.today(block).keys()
+        rows = [holding[subject] for subject in wanted & holding.keys()]
+        return len(rows) == len(wanted) and all(row.status != "done" or row.qc["stored"] for row in rows)
 
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the connectomes of a block; a failed or excluded subject's rows stay, or become again, NaN."""
@@ -230,8 +243,42 @@ class ConnectomeWorker(BlockWorker):
                 row, values, edges = self.compute(subject, runs)
                 self.store(position, row, values)
                 made[position - rows.start] = row, edges
-        self._write_edges(block, made, kept)
-        return [*kept.values(), *(row for row, _ in made.values())]
+        return self._finish(block, made)
+
+    def _finish(self, block: int, made: Mapping[int, tuple[Row, Edges]]) -> list[Row]:
+        """Write the ROI-to-ROI connectomes; returns the rows of the receipt, with those of others that hold by now."""
+        values = self._edges(block)
+        new = {row.subject: row for row, _ in made.values()}
+        others = {subject: row for subject, row in self.holding(block).items() if subject not in new}
+        for position, (_, one) in made.items():
+            values[position] = one
+        write_rows(self.arrays[1], 0, self.study.rows(block), values)
+        self._written = values
+        return [*self._having_edges(block, others, values).values(), *new.values()]
+
+    def _edges(self, block: int) -> NDArray[np.float32]:
+        """The ROI-to-ROI connectomes of a block as they are; NaN where there are none, or none that can be read."""
+        rows, edges = self.study.rows(block), self.arrays[1]
+        try:
+            return read(edges, rows)
+        except DamagedError as error:
+            log.warning("%s", error)
+            return np.full((rows.stop - rows.start, edges.shape[1]), np.nan, dtype=edges.dtype)
+
+    def _having_edges(self, block: int, rows: Mapping[str, Row], values: NDArray[np.float32]) -> dict[str, Row]:
+        """Rows of a receipt without those whose ROI-to-ROI connectomes were lost."""
+        places = self.study.positions(list(rows)) - self.study.rows(block).start
+        lost = np.isnan(values[places]).all(axis=1) & (values.shape[1] > 0)
+        pairs = zip(lost, rows.items(), strict=True)
+        return {subject: row for gone, (subject, row) in pairs if not gone or row.status != "done"}
+
+    def undone(self, block: int, rows: Sequence[Row]) -> list[str]:
+        """Whose ROI-to-ROI connectomes are not what was just written here."""
+        done = [row.subject for row in rows if row.status == "done"]
+        places = self.study.positions(done) - self.study.rows(block).start
+        there, written = self._edges(block)[places], self._written[places]
+        same = ((there == written) | (np.isnan(there) & np.isnan(written))).all(axis=1)
+        return [subject for subject, is_same in zip(done, same, strict=True) if not is_same]
 
     def stream(
         self, block: int, holding: Mapping[str, Row], needed: Container[str], *, keep: bool, retry: bool
@@ -265,7 +312,7 @@ class ConnectomeWorker(BlockWorker):
             before = holding.get(subject)
             if before is not None and not self._is_made_again(before, subject in needed, keep=keep, retry=retry):
                 wanted = before.status == "done" and subject in needed
-                yield before, self.reader.stored_windows(subject) if wanted else None
+                yield before, self.reader.stored_windows(subject, int(before.qc["windows"])) if wanted else None
                 continue
             row, values, edges = self.compute(subject, runs)
             if keep:
@@ -273,8 +320,7 @@ class ConnectomeWorker(BlockWorker):
             if keep or before is None or before.status != row.status:
                 made[position - rows.start] = row, edges
             yield row, recorded_windows(values) if row.status == "done" else None
-        if made:
-            self._commit(block, holding, made)
+        self._commit(block, made)
 
     @staticmethod
     def _is_made_again(row: Row, needed: bool, *, keep: bool, retry: bool) -> bool:
@@ -282,26 +328,25 @@ class ConnectomeWorker(BlockWorker):
             return retry and bool(row.error_type)
         return not row.qc["stored"] and (needed or keep)
 
-    def _commit(self, block: int, holding: Mapping[str, Row], made: Mapping[int, tuple[Row, Edges]]) -> None:
-        """Write what is new of a block: taken back first, written last, as ever."""
-        unit, new = ledger.block_unit(block), [row for row, _ in made.values()]
-        changed = {row.subject for row in new}
-        kept = {subject: row for subject, row in holding.items() if subject not in changed}
-        attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
-        self._write_edges(block, made, kept)
-        commit(self.receipts, unit, [*kept.values(), *new], self.today(block), attempt)
+    def _commit(self, block: int, made: Mapping[int, tuple[Row, Edges]]) -> None:
+        """Write what is new of a block: taken back first, written last, as ever.
 
-    def _write_edges(self, block: int, made: Mapping[int, tuple[Row, Edges]], kept: Iterable[str]) -> None:
-        """Write the ROI-to-ROI connectomes of a block, those that are kept as they are."""
-        rows, edges = self.study.rows(block), self.arrays[1]
-        values = kept_rows(edges, 0, rows, (self.study.positions(list(kept)) - rows.start).tolist())
-        for position, (_, one) in made.items():
-            values[position] = one
-        write_rows(edges, 0, rows, values)
+        What another driver has written meanwhile is as good, or better where it stored what was only made here.
+        """
+        unit, now = ledger.block_unit(block), self.holding(block)
+        made = {place: one for place, one in made.items() if not _is_as_good(now.get(one[0].subject), one[0])}
+        if not made:
+            return
+        new = {row.subject for row, _ in made.values()}
+        kept = [row for subject, row in now.items() if subject not in new]
+        attempt = self.receipts.withdraw(unit, kept, socket.gethostname())
+        rows = self._finish(block, made)
+        commit(self.receipts, unit, rows, self.today(block), attempt)
+        take_back(self.receipts, unit, self.undone(block, rows))
 
     def store(self, position: int, row: Row, values: Windows) -> None:
         """Write the windows of one subject, NaN where there are none."""
-        self.arrays[0][position] = values
+        write(self.arrays[0], position, values)
         row.qc["stored"] = float(row.status == "done")
 
     def compute(self, subject: str, runs: Sequence[Scan]) -> tuple[Row, Windows, Edges]:
@@ -309,13 +354,20 @@ class ConnectomeWorker(BlockWorker):
         row = Row(subject, "failed")
         values = np.full(self.arrays[0].shape[1:], np.nan, dtype=np.float16)
         edges = np.full(self.arrays[1].shape[1], np.nan, dtype=np.float32)
+        grid, weights = self.study.grid, self.study.roi_set.weights  # no fault of a subject, if they cannot be read
         with recorded(row, runs[0].image):
             describe_input(row, runs[0].image)
-            weights = self.study.roi_set.weights
-            edges, row.qc = subject_connectomes(runs, self.study.grid, weights, self.recipe, values, self.workspace)
+            edges, row.qc = subject_connectomes(runs, grid, weights, self.recipe, values, self.workspace)
             row.qc["stored"] = 0.0
             if broken := broken_rule(row.qc, self.rules):
                 raise ExcludedError(f"quality.{broken}", path=runs[0].image)
         if row.status != "done":
             values[:], edges = np.nan, np.full_like(edges, np.nan)
         return row, values, edges
+
+
+def _is_as_good(there: Row | None, made: Row) -> bool:
+    """Whether a row of a receipt says all that a row made meanwhile would."""
+    if there is None or (there.status, there.message) != (made.status, made.message):
+        return False
+    return there.qc.get("stored", 0) >= made.qc.get("stored", 0)

@@ -40,7 +40,8 @@ def read_maps(
     pending = account.pending(retry_failed=options.retry_failed)
     todo = replace(plan(study, account, pending, worker.column), waiting=waiting)
     todo.show(options)
-    crew = Crew(worker, (study.uri, stage), resources_of(todo))
+    make_worker = functools.partial(worker, retry=options.retry_failed)
+    crew = Crew(make_worker, (study.uri, stage), resources_of(todo))
     make = functools.partial(make_maps, study, name, study.config.contrasts)
     changed = run_blocks(study, todo, pending, [stage], [crew], make, options)
     return (ledger.account(study, stage) if changed else account).rows
@@ -99,9 +100,7 @@ class ContrastWorker(BlockWorker):
     @functools.cached_property
     def maps(self) -> Any:
         """The array, open for writing."""
-        import zarr
-
-        return zarr.open_group(self.study.storage.zarr_store(self.name), mode="r+", zarr_format=3)["maps"]
+        return self.study.storage.open_array(self.name, "maps", writable=True)
 
     def today(self, block: int) -> dict[str, str | None]:
         """Fingerprints of the subjects of a block."""
@@ -110,7 +109,7 @@ class ContrastWorker(BlockWorker):
     def work(self, block: int, kept: Mapping[str, Row]) -> list[Row]:
         """Write the maps of a block; NaN where a contrast was not acquired or a subject failed."""
         members, rows = self.study.block(block), self.study.rows(block)
-        values = kept_rows(self.maps, 1, rows, (members.loc[list(kept), "row"] - rows.start).tolist())
+        values = kept_rows(self.maps, 1, rows, (members.loc[list(kept), "row"] - rows.start).to_dict())
         receipts = []
         columns = (members["subject"], members["row"] - rows.start, members[self.column])
         for subject, position, scans in zip(*columns, strict=True):

@@ -20,6 +20,7 @@ from dtg_ray.stats.reconstruction import (
     identification_accuracy,
     subject_correlation,
 )
+from dtg_ray.store.arrays import read
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
@@ -118,7 +119,7 @@ def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) ->
 
 def _grey_maps(study: Study, name: str, number: int, rows: np.ndarray) -> np.ndarray:
     """Grey-matter maps of some subjects, (n, G) float32."""
-    maps = study.storage.open_zarr(name)["maps"]
+    maps = study.storage.open_array(name, "maps")
     first, last = int(rows.min()), int(rows.max()) + 1
-    block = np.asarray(maps[number, first:last])
+    block = read(maps, (number, slice(first, last)))
     return block[rows - first][:, study.grey_matter].astype(np.float32)

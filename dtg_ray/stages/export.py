@@ -25,6 +25,7 @@ from dtg_ray.stages.derivative import Derivative, Source, as_json, begin, claim,
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options, map_units, progress, session
 from dtg_ray.stats import moments
+from dtg_ray.store.arrays import read
 from dtg_ray.store.files import Storage, is_remote
 from dtg_ray.study import Study
 
@@ -220,7 +221,7 @@ class Work:
 
     @functools.cached_property
     def _maps(self) -> Any:
-        return self.study.storage.open_zarr(self.source.array)["maps"]
+        return self.study.storage.open_array(self.source.array, "maps")
 
     @functools.cached_property
     def _position(self) -> dict[str, int]:
@@ -236,7 +237,7 @@ class Work:
             When one is lost.
         """
         rows = self.study.rows(ledger.block_number(unit))
-        block = np.asarray(self._maps[self.source.contrasts.index(contrast), rows])  # (B, V)
+        block = read(self._maps, (self.source.contrasts.index(contrast), rows))  # (B, V)
         maps: NDArray[np.float16] = block[[self._position[subject] - rows.start for subject in subjects]]
         lost = np.isnan(maps).any(axis=1)
         if lost.any():

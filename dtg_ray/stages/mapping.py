@@ -10,23 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.config import EnsembleConfig, fingerprint
-from dtg_ray.errors import PredictionError
-from dtg_ray.models.artifact import Model, NetworkModel
-from dtg_ray.models.inference import reuse_memory
-from dtg_ray.stages.blocks import commit, kept_rows, recorded
+from dtg_ray.config import EnsembleConfig
+from dtg_ray.errors import DamagedError
+from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
-from dtg_ray.stages.models import load_with_hash
-from dtg_ray.store.arrays import write_rows
+from dtg_ray.stages.predictor import Prediction, Predictor, check_finite
+from dtg_ray.store.arrays import read, write_rows
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
-Maps = NDArray[np.float32]
 log = logging.getLogger(__name__)
 HALF = float(np.finfo(np.float16).max)
 
@@ -36,22 +32,6 @@ def array_name(model: str) -> str:
     return f"synthetic/{model}.zarr"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The maps of one subject by one model.
-
-    Parameters
-    ----------
-    mean : (C, V) float32
-        Over windows; of an ensemble over its members.
-    spread : (C, V) float32
-        Standard deviation (n - 1) over windows, or members; NaN where there is one.
-    """
-
-    mean: Maps
-    spread: Maps
-
-
 NOTHING: dict[str, dict[str, Prediction]] = {}
 
 
@@ -59,99 +39,6 @@ def arrays_of(study: Study) -> dict[str, str]:
     """The arrays of every model's maps, and what is in them."""
     maps = {"maps": "contrast map"}
     return {**maps, "spread": "standard deviation"} if study.config.synthesis.spread else maps
-
-
-def members_of(study: Study, name: str) -> Sequence[str]:
-    """The models an ensemble is made of; of any other model itself."""
-    config = study.config.models[name]
-    return config.members if isinstance(config, EnsembleConfig) else [name]
-
-
-def summarized(maps: Maps) -> Prediction:
-    """Mean and standard deviation over the first axis of maps (N, C, V)."""
-    if len(maps) == 1:
-        return Prediction(maps[0], np.full_like(maps[0], np.nan))
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by `check_finite`
-        return Prediction(maps.mean(axis=0), maps.std(axis=0, ddof=1))
-
-
-class Predictor:
-    """The models of a study, each loaded once, or again when it changed, where they are used.
-
-    Parameters
-    ----------
-    study : Study
-    """
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self._models: dict[str, tuple[str, Model]] = {}
-
-    def load(self, name: str) -> str:
-        """Have a model ready as it is in the study now; returns the hash of its weights, as `ledger.model_hash`.
-
-        Raises
-        ------
-        ModelError
-            When it is not there, damaged, or does not fit the study: no subject is to blame for that.
-        """
-        hashes = [self._load(member) for member in members_of(self.study, name)]
-        return fingerprint(hashes) if isinstance(self.study.config.models[name], EnsembleConfig) else hashes[0]
-
-    def _load(self, name: str) -> str:
-        if name not in self._models or self._models[name][0] != ledger.model_hash(self.study, name):
-            self._models[name] = self._read(name)
-        return self._models[name][0]
-
-    def predict(self, name: str, windows: Windows, made: dict[str, Prediction]) -> Prediction:
-        """The maps of a model from the windows (W, K, V) of a subject.
-
-        `made` are those of other models from the same windows: what ensembles share is computed once.
-        """
-        if name not in made:
-            config = self.study.config.models[name]
-            if isinstance(config, EnsembleConfig):
-                maps = np.stack([self.predict(member, windows, made).mean for member in config.members])
-            else:
-                maps = self._model(name).predict(windows)
-            made[name] = summarized(maps)
-        return made[name]
-
-    def predict_together(
-        self, names: Iterable[str], windows: Mapping[str, Windows]
-    ) -> dict[str, dict[str, Prediction]]:
-        """The same by subject and model, all subjects' windows at once: as many in a batch as a GPU has room for."""
-        made: dict[str, dict[str, Prediction]] = {subject: {} for subject in windows}
-        if not windows:
-            return made
-        together = np.concatenate(list(windows.values()))
-        ends = np.cumsum([len(one) for one in windows.values()])[:-1]
-        members = dict.fromkeys(member for name in names for member in members_of(self.study, name))
-        for member in members:
-            parts = np.split(self._model(member).predict(together), ends)
-            for subject, maps in zip(windows, parts, strict=True):
-                made[subject][member] = summarized(maps)
-        return made
-
-    def _model(self, name: str) -> Model:
-        if name not in self._models:
-            self._load(name)
-        return self._models[name][1]
-
-    def _read(self, name: str) -> tuple[str, Model]:
-        """A model, ready; with a set number of threads, so that all actors compute alike."""
-        import torch
-
-        config, contrasts = self.study.config.synthesis, self.study.config.maps_of(name)
-        torch.set_num_threads(config.cpus_per_actor)
-        reuse_memory()
-        model, weights = load_with_hash(self.study, name)
-        if isinstance(model, NetworkModel):
-            device = "cuda" if config.gpus_per_actor else "cpu"
-            model.prepare_for_inference(device, config.precision, contrasts=contrasts, compile=config.compile)
-        elif model.contrasts != contrasts:
-            model = model.select(contrasts)
-        return weights, model
 
 
 @dataclass(frozen=True)
@@ -168,8 +55,8 @@ class Block:
         What the receipt says of them that holds.
     weights : mapping of model to str
         Hashes of the weights that make its maps.
-    read : dict
-        What was read of the receipts of maps.
+    held, read : dict
+        What was read of the receipts of maps, and whose maps are whole.
     """
 
     study: Study
@@ -177,6 +64,7 @@ class Block:
     connectomes: Mapping[str, str | None]
     rows: Mapping[str, Row]
     weights: Mapping[str, str | None]
+    held: dict[str, dict[str, Row]] = field(default_factory=dict)
     read: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     @property
@@ -187,32 +75,47 @@ class Block:
     def done(self, model: str) -> dict[str, Row]:
         """Whose maps of a model are there, and hold; read once."""
         if model not in self.read:
-            self.read[model] = self._read(model)
+            done = {subject: row for subject, row in self.holding(model).items() if row.status == "done"}
+            self.read[model] = self._without_lost(model, done)
         return self.read[model]
 
-    def _read(self, model: str) -> dict[str, Row]:
+    def holding(self, model: str) -> dict[str, Row]:
+        """The rows of the receipt of a model's maps that hold; read once."""
+        if model not in self.held:
+            self.held[model] = self._holding(model)
+        return self.held[model]
+
+    def _holding(self, model: str) -> dict[str, Row]:
         of = ledger.synthesis_fingerprint(self.study, self.weights[model])
         today = {name: of(self.connectomes[name], row.status == "done") for name, row in self.rows.items()}
-        holding = receipts_of(self.study, model).holding(self.unit, today)
-        return {subject: row for subject, row in holding.items() if row.status == "done"}
+        return receipts_of(self.study, model).holding(self.unit, today)
+
+    def _without_lost(self, model: str, done: dict[str, Row]) -> dict[str, Row]:
+        """Those whose maps are whole: the others are made again, for what is kept is written anew with them."""
+        for name in arrays_of(self.study) if done else ():
+            rows = self.study.rows(self.number)
+            places = self.study.positions(list(done)) - rows.start
+            try:
+                values = read(self.study.storage.open_array(array_name(model), name), (slice(None), rows))
+                lost = np.isnan(values).any(axis=(0, 2))[places]
+            except DamagedError as error:
+                log.warning("%s: its maps are made again: %s", self.unit, error)
+                return {}
+            done = {
+                subject: row
+                for gone, (subject, row) in zip(lost, done.items(), strict=True)
+                if not gone or (name == "spread" and has_no_spread(self.study, model, row))
+            }
+        return done
 
     def missing(self, models: Iterable[str]) -> set[str]:
         """Whose maps are to be made by one of some models, where there is a connectome."""
         return set[str]().union(*(self.connectomes.keys() - self.done(model) for model in models))
 
 
-def check_finite(model: str, maps: Maps) -> None:
-    """Refuse maps that would stand in the study as if they had never been made.
-
-    Raises
-    ------
-    PredictionError
-    """
-    if bad := int((~np.isfinite(maps)).sum()):
-        raise PredictionError(
-            f"got maps by {model} with {bad} of {maps.size} values that are not finite, expected numbers alone",
-            hint="is the connectome unlike those it was trained on? precision: float32 has more room",
-        )
+def has_no_spread(study: Study, model: str, row: Row) -> bool:
+    """Whether the maps of somebody are of one window by one model, which have no standard deviation."""
+    return row.qc["windows"] == 1 and not isinstance(study.config.models[model], EnsembleConfig)
 
 
 def receipts_of(study: Study, model: str) -> Receipts:
@@ -235,17 +138,20 @@ class BlockMaps:
         self._fingerprint = ledger.synthesis_fingerprint(study, block.weights[model])
         self._receipts = receipts_of(study, model)
         self._place = (study.block(block.number)["row"] - self._rows.start).astype(int).to_dict()
-        self._group = zarr.open_group(study.storage.zarr_store(array_name(model)), mode="r+", zarr_format=3)
         self._done = block.done(model)
         self._attempt = self._receipts.withdraw(block.unit, self._done.values(), socket.gethostname())
-        places = [self._place[subject] for subject in self._done]
-        self._values = {name: kept_rows(self._group[name], 1, self._rows, places) for name in arrays_of(study)}
+        self._arrays = {
+            name: study.storage.open_array(array_name(model), name, writable=True) for name in arrays_of(study)
+        }
+        self._values = {name: self._kept(name) for name in self._arrays}
         self._new: list[Row] = []
 
     def add(self, connectome: Row, windows: Windows | None, predict: Callable[[str, Windows], Prediction]) -> None:
         """Take in one subject: what happened to the connectome, and its windows (W, K, V) where there is one."""
         subject = connectome.subject
         if subject in self._done:
+            return
+        if windows is None and connectome.status == "done":  # it was not needed when the crew before looked
             return
         row = Row(subject, "excluded", message=f"{subject}: no connectome, see stage connectomes")
         if windows is not None:
@@ -258,20 +164,38 @@ class BlockMaps:
         row.fingerprint = self._fingerprint(self._block.connectomes[subject], connectome.status == "done") or ""
         self._new.append(row)
 
+    def _kept(self, name: str) -> NDArray[Any]:
+        """An array of the block before its work: the rows of those who are done, NaN for the others."""
+        study, model, done = self._block.study, self.model, self._done
+        having = [who for who, row in done.items() if name != "spread" or not has_no_spread(study, model, row)]
+        return kept_rows(self._arrays[name], 1, self._rows, {subject: self._place[subject] for subject in having})
+
     def _put(self, subject: str, prediction: Prediction) -> None:
         made = {"maps": prediction.mean, "spread": prediction.spread}
         for name, values in self._values.items():
             values[:, self._place[subject]] = np.clip(made[name], -HALF, HALF)
 
     def commit(self) -> list[Row]:
-        """Write the maps, then the receipt; returns what is new in it."""
+        """Write the maps, then the receipt; returns what is new in it.
+
+        Where somebody else has written the block at the same time, seeing other people fail, see `take_back`.
+        """
+        unit = self._block.unit
         for name, values in self._values.items():
-            write_rows(self._group[name], 1, self._rows, values)
+            write_rows(self._arrays[name], 1, self._rows, values)
         rows = [*self._done.values(), *self._new]
         made = {row.subject: row.fingerprint for row in rows}
-        today = {subject: made[subject] for subject in self._block.connectomes}
-        commit(self._receipts, self._block.unit, rows, today, self._attempt)
+        today = {subject: made[subject] for subject in self._block.connectomes if subject in made}
+        commit(self._receipts, unit, rows, today, self._attempt)
+        take_back(self._receipts, unit, self._undone())
         return self._new
+
+    def _undone(self) -> list[str]:
+        """Those who are done but whose maps are not what was just written here, by a look at the first chunk."""
+        first = (slice(0, 1), self._rows, slice(0, self._arrays["maps"].chunks[2]))
+        same = (read(self._arrays["maps"], first) == self._values["maps"][0:1, :, first[2]]).all(axis=(0, 2))
+        done = [*self._done, *(row.subject for row in self._new if row.status == "done")]
+        return [subject for subject in done if not same[self._place[subject]]]
 
 
 class MapWorker:
@@ -283,10 +207,12 @@ class MapWorker:
         The study's.
     models : mapping of unit to list of str
         Whose maps are to be made of each block.
+    retry : bool
+        Make again what failed.
     """
 
-    def __init__(self, uri: str, models: Mapping[str, Sequence[str]]) -> None:
-        self.study, self.models = Study(uri), models
+    def __init__(self, uri: str, models: Mapping[str, Sequence[str]], *, retry: bool = False) -> None:
+        self.study, self.models, self.retry = Study(uri), models, retry
         self.connectomes = ConnectomeWorker(uri)
         self.predictor = Predictor(self.study)
 
@@ -294,6 +220,11 @@ class MapWorker:
         """A block, as its receipts are now."""
         number, weights = ledger.block_number(unit), {name: self.weights(name) for name in self.models[unit]}
         return Block(self.study, number, self.connectomes.today(number), self.connectomes.holding(number), weights)
+
+    def owed(self, block: Block) -> list[str]:
+        """Models whose maps of a block are to be made: not those of which another driver has made them meanwhile."""
+        models, everybody = self.models[block.unit], len(block.connectomes)
+        return [name for name in models if self.retry or len(block.holding(name)) < everybody]
 
     def weights(self, model: str) -> str | None:
         """Hash of the weights of a model, which is loaded."""
@@ -306,8 +237,8 @@ class MapWorker:
         ready: Mapping[str, dict[str, Prediction]] = NOTHING,
     ) -> dict[str, Any]:
         """Make the maps of a block, unless they are ready, by subject and model, and commit them."""
-        jobs = [BlockMaps(block, name) for name in self.models[block.unit]]
-        rows = []
+        jobs = [BlockMaps(block, name) for name in self.owed(block)]
+        rows: list[Row] = []
         for row, windows in connectomes:
             predict = functools.partial(self.predictor.predict, made=ready.get(row.subject, {}))
             for job in jobs:
@@ -329,14 +260,14 @@ class SynthesisWorker(MapWorker):
     keep : bool
         Store the connectomes that are made on the way.
     retry : bool
-        Try again whose connectome failed.
+        Make again what failed, of connectomes and of maps.
     """
 
     def __init__(
         self, uri: str, models: Mapping[str, Sequence[str]], *, keep: bool = False, retry: bool = False
     ) -> None:
-        super().__init__(uri, models)
-        self.keep, self.retry = keep, retry
+        super().__init__(uri, models, retry=retry)
+        self.keep = keep
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Do one block."""
@@ -345,7 +276,7 @@ class SynthesisWorker(MapWorker):
 
     def stream(self, block: Block) -> Iterator[tuple[Row, Windows | None]]:
         """The connectomes of a block, one subject after the other."""
-        needed = block.missing(self.models[block.unit])
+        needed = block.missing(self.owed(block))
         return self.connectomes.stream(block.number, block.rows, needed, keep=self.keep, retry=self.retry)
 
 
@@ -374,7 +305,7 @@ class MapSink(MapWorker):
         padded = zip(str(given["subjects"]).splitlines(), given["connectomes"], strict=True)
         found = {subject: recorded_windows(one) for subject, one in padded}
         try:
-            ready = self.predictor.predict_together(self.models[block.unit], found)
+            ready = self.predictor.predict_together(self.owed(block), found)
         except Exception:  # whoever is to blame fails alone, below
             log.exception("%s: trying its subjects one by one", block.unit)
             ready = {}

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.errors import ModelError, StudyError
+from dtg_ray.errors import DamagedError, ModelError, StudyError
 from dtg_ray.ledger import Ledger
+from dtg_ray.store.arrays import read
 from dtg_ray.study import Study
 
 TRAINING = ("train", "validation")
@@ -32,11 +33,11 @@ class SubjectReader:
 
     @functools.cached_property
     def _connectomes(self) -> Any:
-        return self.study.storage.open_zarr("connectomes.zarr")["connectome"]
+        return self.study.storage.open_array("connectomes.zarr", "connectome")
 
     @functools.cached_property
     def _maps(self) -> Any:
-        return self.study.storage.open_zarr("contrasts.zarr")["maps"]
+        return self.study.storage.open_array("contrasts.zarr", "maps")
 
     @functools.cached_property
     def _acquired(self) -> dict[str, set[str]]:
@@ -47,16 +48,16 @@ class SubjectReader:
         """All windows of a subject, (W, K, V) float32, see `stored_windows`."""
         return self.stored_windows(subject).astype(np.float32)
 
-    def stored_windows(self, subject: str) -> NDArray[np.float16]:
+    def stored_windows(self, subject: str, expected: int | None = None) -> NDArray[np.float16]:
         """All windows of a subject, (W, K, V) float16; windows that were not recorded are left out.
 
         Raises
         ------
         StudyError
-            When there is none.
+            When there is none, or not as many as expected.
         """
-        windows = recorded_windows(np.asarray(self._connectomes[self.position[subject]]))
-        if not len(windows):
+        windows = recorded_windows(_of(subject, self._connectomes, self.position[subject]))
+        if not len(windows) or expected not in (None, len(windows)):
             raise _lost(subject)
         return windows
 
@@ -68,7 +69,7 @@ class SubjectReader:
         StudyError
             When it is not there.
         """
-        window: NDArray[np.float16] = np.asarray(self._connectomes[self.position[subject], number])
+        window = _of(subject, self._connectomes, (self.position[subject], number))
         if np.isnan(window[0, 0]):
             raise _lost(subject)
         return window
@@ -85,24 +86,38 @@ class SubjectReader:
         StudyError
             When one is lost that was acquired.
         """
-        maps: NDArray[np.float16] = np.asarray(self._maps[:, self.position[subject]])
+        maps = _of(subject, self._maps, (slice(None), self.position[subject]), "contrasts")
         acquired = self._acquired[subject]
         for name, one in zip(self.study.config.contrasts, maps, strict=True):
-            if name in acquired and np.isnan(one).all():
+            if name in acquired and np.isnan(one).any():
                 raise _lost(subject, f"map of {name}", "contrasts")
         return maps
+
+
+def _of(subject: str, array: Any, index: Any, stage: str = "connectomes") -> NDArray[np.float16]:
+    """A part of an array that belongs to a subject, whose name an error tells."""
+    try:
+        return read(array, index)
+    except DamagedError as error:
+        raise DamagedError(f"{subject}: {error}", hint=_again(stage)) from error
 
 
 def _lost(subject: str, what: str = "connectome", stage: str = "connectomes") -> StudyError:
     return StudyError(
         f"{subject}: got no {what}, expected one: its chunk was lost after its receipt was written",
-        hint=f"delete the receipt of its block below receipts/{stage}/ and run `dtg {stage}`",
+        hint=_again(stage),
     )
 
 
+def _again(stage: str) -> str:
+    return f"delete the receipt of its block below receipts/{stage}/ and run `dtg {stage}`"
+
+
 def recorded_windows(values: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Of the windows (W, K, V) of a subject those that were recorded; they come first."""
-    return values[: int((~np.isnan(values[:, 0, 0])).sum())]
+    """Of the windows (W, K, V) of a subject those that were recorded; they come first, unless one was lost."""
+    recorded = ~np.isnan(values[:, 0, 0])
+    count = int(recorded.sum())
+    return values[:count] if recorded[:count].all() else values[recorded]
 
 
 def usable(book: Ledger, split: str, contrasts: Sequence[str] | None = None) -> list[str]:

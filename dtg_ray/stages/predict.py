@@ -27,6 +27,7 @@ from dtg_ray.stats.folds import fold_indices
 from dtg_ray.stats.metrics import mae, pearson, r2
 from dtg_ray.stats.permutation import p_value, permutation_indices
 from dtg_ray.stats.ridge import Gram, cross_validated_ridge
+from dtg_ray.store.arrays import read
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
@@ -266,9 +267,9 @@ def _partial_gram(
     uri: str, store: str, name: str, contrast: int | None, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Gram matrix (n, n) of some centred columns."""
-    array = Study(uri).storage.open_zarr(store)[name]
+    array = Study(uri).storage.open_array(store, name)
     index = (slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    block = np.asarray(array[index if contrast is None else (contrast, *index)])
+    block = read(array, index if contrast is None else (contrast, *index))
     X = block[rows - rows.min()][:, columns - columns[0]].astype(np.float32)  # (n, columns)
     if not np.isfinite(X).all():
         raise StudyError(f"{store}: got NaN among the features of subjects that are done, expected numbers")

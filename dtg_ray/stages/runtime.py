@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -241,7 +242,12 @@ class _Adapter:
     """The thin layer between Ray Data's batches and a worker that knows nothing of them."""
 
     def __init__(self, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.worker = worker(*arguments)
+        self.make = functools.partial(worker, *arguments)
+
+    @functools.cached_property
+    def worker(self) -> Any:
+        """Made with its first unit, for its errors to be told as those of a unit."""
+        return self.make()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Do one unit. What stops it is told as a result: Ray would bury the reason in its own exceptions."""

@@ -40,6 +40,10 @@ def settle(study: Study, account: Account, plan: Plan, work: Callable[[str], Row
         return account.rows
     if plan.waiting:
         raise StudyError(f"{account.stage} waits for {plan.waiting}", hint="run that stage first, or `dtg run`")
+    if not (options.overwrite or options.retry_failed):
+        now = ledger.account(study, account.stage)
+        if not now.pending():  # another driver was faster
+            return now.rows
     today, receipts, begin = str(account.today()), Receipts(study.storage, account.stage), time.perf_counter()
     attempt = receipts.withdraw(ledger.MODEL)
     row = work(today)

@@ -18,10 +18,11 @@ from dtg_ray.models.inference import ACTIVATIONS
 from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
-from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of, members_of
+from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
 from dtg_ray.stages.maps import chosen_models
 from dtg_ray.stages.models import load_model, network_config, refuse_damaged
 from dtg_ray.stages.plan import Plan
+from dtg_ray.stages.predictor import members_of
 from dtg_ray.stages.runtime import Crew, Options, Resources
 from dtg_ray.study import Study
 
@@ -136,9 +137,10 @@ def crews(study: Study, models: Mapping[str, Sequence[str]], names: Sequence[str
         return [Crew(worker, (study.uri, blocks), Resources(config.cpus_per_actor, 0, first + second))]
     handed_on = HANDED_ON * study.config.cohort.block_size * bytes_of_a_connectome(study)
     source = functools.partial(ConnectomeSource, keep=keep, retry=retry)
+    sink = functools.partial(MapSink, retry=retry)
     return [
         Crew(source, (study.uri, blocks), Resources(1, 0, first + handed_on)),
-        Crew(MapSink, (study.uri, blocks), Resources(config.cpus_per_actor, config.gpus_per_actor, second + handed_on)),
+        Crew(sink, (study.uri, blocks), Resources(config.cpus_per_actor, config.gpus_per_actor, second + handed_on)),
     ]
 
 

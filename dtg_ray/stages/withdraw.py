@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-import zarr
 
 from dtg_ray import ledger
 from dtg_ray.cohort import manifest
 from dtg_ray.cohort.withdrawal import PREFIX, bare, digest
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.stages.add import read_withdrawn
+from dtg_ray.stages.maps import TRAINING
 from dtg_ray.stages.models import provenance_of
 from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_nobody
-from dtg_ray.store.arrays import along, erase, is_empty
+from dtg_ray.store.arrays import along, erase, is_empty, write
 from dtg_ray.store.receipts import INDEX, Receipts, Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
@@ -166,13 +166,13 @@ def _erase_rows(study: Study) -> None:
     """Set all rows of nobody back to NaN in every array with an axis of subjects."""
     empty = rows_of_nobody(study)
     for name in groups_of_arrays(study):
-        group = zarr.open_group(study.storage.zarr_store(name), mode="r+", zarr_format=3)
+        group = study.storage.open_zarr(name, writable=True)
         for _, array, axis in along(group):
             for row in empty:
                 if row < array.shape[axis] and not is_empty(array, axis, row):
                     erase(array, (*[slice(None)] * axis, row))
         names = group["subject"]
-        names[:] = study.row_names[: names.shape[0]]
+        write(names, slice(None), study.row_names[: names.shape[0]])
 
 
 def _erase_from_receipts(study: Study, everywhere: Collection[str]) -> None:

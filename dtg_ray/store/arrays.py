@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
-from dtg_ray.errors import StudyError
-from dtg_ray.store.files import Storage
+from dtg_ray.errors import DamagedError, StudyError
+from dtg_ray.store.files import Storage, understood, written
 
-COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+COMPRESSORS = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
+"""With a checksum: Blosc unpacks what was cut off or changed into other numbers, and says nothing."""
 COORDINATES_PER_CHUNK = 65_536
 GROWING = "subject"
 """The axis along which an array that is there may become longer."""
+CHANGED = (
+    "study.yaml or the cohort was changed after it was made: change that back, which loses nothing, make a new study, "
+    "or remove that .zarr folder to have it made again"
+)
+"""What to do about an array that is there but different."""
 STRINGS = str(np.dtypes.StringDType())
 
 
@@ -70,25 +76,59 @@ def prepare(
     Raises
     ------
     StudyError
-        When an array is there that is larger, or has other chunks or another dtype: it is never overwritten in silence.
+        When an array is there that is larger, or has other chunks, another dtype or other coordinates: it is never
+        overwritten in silence. When it cannot be written.
+    DamagedError
+        When what is there cannot be understood.
     """
+    with written(storage.uri(name)), understood(storage.uri(name)):
+        return _prepared(storage, name, arrays, coordinates, attributes)
+
+
+def _prepared(
+    storage: Storage,
+    name: str,
+    arrays: Mapping[str, ArraySpec],
+    coordinates: Mapping[str, tuple[str, NDArray[Any]]],
+    attributes: Mapping[str, Any],
+) -> zarr.Group:
     group = _open_or_create(storage, name)
     for key, spec in arrays.items():
-        _make(group, key, spec, storage.uri(f"{name}/{key}"), fill_value=np.nan, compressors=COMPRESSOR)
+        _make(group, key, spec, storage.uri(f"{name}/{key}"), fill_value=np.nan, compressors=COMPRESSORS)
     for key, (dimension, values) in coordinates.items():
         spec = ArraySpec(values.shape, (COORDINATES_PER_CHUNK,), (dimension,), str(values.dtype))
-        array = _make(group, key, spec, storage.uri(f"{name}/{key}"))
-        if not np.array_equal(np.asarray(array[:]), values):
-            array[:] = values
-    for _, array, axis in along(group):
-        length = max(array.shape[axis], group[GROWING].shape[0] if GROWING in group else 0)
-        if array.shape[axis] < length:  # not asked for today, but xarray wants one length of an axis
-            array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))
+        _fill(_make(group, key, spec, storage.uri(f"{name}/{key}")), values, growing=dimension == GROWING)
+    _lengthen(group)
     # "coordinates" is where CF, and so xarray, looks for them
     wanted = {**attributes, "coordinates": " ".join(coordinates)}
     if dict(group.attrs) != wanted:
         group.attrs.put(wanted)
     return group
+
+
+def _fill(coordinate: zarr.Array, values: NDArray[Any], *, growing: bool) -> None:
+    """Write a coordinate where that was not done yet; what has a meaning gets no other one."""
+    there = read(coordinate, slice(None))
+    if np.array_equal(there, values):
+        return
+    if not growing and (there != coordinate.fill_value).any():
+        raise StudyError(
+            f"{where(coordinate)}: got {_shown(there)}, expected {_shown(values)}",
+            hint=CHANGED,
+        )
+    coordinate[:] = values
+
+
+def _shown(values: NDArray[Any]) -> str:
+    return ", ".join(map(str, values[:4])) + (" ..." if len(values) > 4 else "")
+
+
+def _lengthen(group: zarr.Group) -> None:
+    """Let arrays that were not asked for today grow with the others: xarray wants one length of an axis."""
+    length = group[GROWING].shape[0] if GROWING in group else 0
+    for _, array, axis in along(group):
+        if array.shape[axis] < length:
+            array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))
 
 
 def _open_or_create(storage: Storage, name: str) -> zarr.Group:
@@ -132,7 +172,7 @@ def _check(array: zarr.Array, spec: ArraySpec, uri: str) -> None:
     if not fits or got[1:] != (spec.chunks, spec.dtype):
         raise StudyError(
             f"{uri}: got an array with shape, chunks, dtype {got}, expected {(spec.shape, spec.chunks, spec.dtype)}",
-            hint="the configuration or cohort was changed after it was made; use a new study, or remove that folder",
+            hint=CHANGED,
         )
 
 
@@ -147,7 +187,41 @@ def write_rows(array: zarr.Array, axis: int, rows: slice, data: NDArray[Any]) ->
     chunk, size = array.chunks[axis], array.shape[axis]
     if rows.start % chunk or (rows.stop % chunk and rows.stop != size):
         raise StudyError(f"got rows {rows.start}:{rows.stop} of {array.name}, expected whole chunks of {chunk}")
-    array[(*[slice(None)] * axis, rows)] = data
+    write(array, (*[slice(None)] * axis, rows), data)
+
+
+def write(array: zarr.Array, index: Any, data: Any) -> None:
+    """Write a part of an array.
+
+    Raises
+    ------
+    StudyError
+        When it cannot be written.
+    """
+    with written(where(array)):
+        array[index] = data
+
+
+def read(array: zarr.Array, index: Any) -> NDArray[Any]:
+    """A part of an array.
+
+    Raises
+    ------
+    DamagedError
+        When a chunk cannot be unpacked.
+    """
+    try:
+        return np.asarray(array[index])
+    except (RuntimeError, ValueError) as error:  # as the codecs say it
+        raise DamagedError(
+            f"{where(array)}: got a chunk that cannot be read ({error}), expected a whole one",
+            hint="delete the receipts of its stage for that block: it is made again then",
+        ) from error
+
+
+def where(array: zarr.Array) -> str:
+    """Where an array is."""
+    return str(array.store_path).removeprefix("file://")
 
 
 def along(group: zarr.Group, dimension: str = GROWING) -> Iterator[tuple[str, zarr.Array, int]]:
@@ -160,9 +234,9 @@ def along(group: zarr.Group, dimension: str = GROWING) -> Iterator[tuple[str, za
 
 def is_empty(array: zarr.Array, axis: int, row: int) -> bool:
     """Whether a row holds nothing but NaN."""
-    return bool(np.isnan(np.asarray(array[(*[slice(None)] * axis, row)])).all())
+    return bool(np.isnan(read(array, (*[slice(None)] * axis, row))).all())
 
 
 def erase(array: zarr.Array, index: tuple[Any, ...]) -> None:
     """Set a part back to "nothing written" (NaN), so that no result of an earlier attempt survives."""
-    array[index] = np.nan
+    write(array, index, np.nan)

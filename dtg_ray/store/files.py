@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from dtg_ray.config import StorageConfig
-from dtg_ray.errors import MissingFileError, StorageError, StudyError
+from dtg_ray.errors import DamagedError, MissingFileError, StorageError, StudyError
 from dtg_ray.remote import options, refuse_credentials
 
 PLAIN = StorageConfig()
@@ -84,6 +84,44 @@ def is_trouble(error: Exception) -> bool:
     return isinstance(error, (OSError, StorageError)) or type(error).__module__.startswith(
         ("botocore.", "aiobotocore.")
     )
+
+
+@contextlib.contextmanager
+def written(uri: str) -> Iterator[None]:
+    """Say in words what could not be written inside.
+
+    Raises
+    ------
+    StudyError
+        For a full disk, no permission, no such bucket; what else goes wrong comes through as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_trouble(error):
+            raise
+        hint = "free some space or choose another root; nothing half-written was kept"
+        raise StudyError(
+            f"{uri}: could not be written: {getattr(error, 'strerror', None) or error}",
+            hint=error.hint if isinstance(error, StorageError) else hint,
+        ) from error
+
+
+@contextlib.contextmanager
+def understood(uri: str) -> Iterator[None]:
+    """Say in words that what a Zarr group or array says of itself cannot be understood.
+
+    Raises
+    ------
+    DamagedError
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(
+            f"{uri}: got a zarr.json that cannot be understood ({error}), expected an array's description",
+            hint="put it back as it was, or remove that .zarr folder and the receipts of its stage: it is made again",
+        ) from error
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -164,26 +202,16 @@ class Storage:
             When it cannot be written: a full disk, no permission, no such bucket.
         """
         uri = self.uri(name)
-        try:
+        with written(uri):
             if is_remote(uri):
                 self.fs.pipe_file(uri, data)
             else:
                 _replace(Path(uri), data)
-        except Exception as error:
-            if not is_trouble(error):
-                raise
-            hint = "free some space or choose another root; nothing half-written was kept"
-            raise StudyError(
-                f"{uri}: could not be written: {getattr(error, 'strerror', None) or error}",
-                hint=error.hint if isinstance(error, StorageError) else hint,
-            ) from error
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when it is not there."""
-        try:
+        with written(self.uri(name)), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.uri(name))
-        except FileNotFoundError:
-            return
 
     def names(self, folder: str) -> list[str]:
         """Files below a folder, as names relative to the root, sorted; unfinished ones are left out."""
@@ -214,17 +242,30 @@ class Storage:
         chosen = options(uri, **self.config.model_dump())
         return FsspecStore.from_url(uri, storage_options=chosen, read_only=read_only)
 
-    def open_zarr(self, name: str) -> zarr.Group:
-        """Open a Zarr group for reading.
+    def open_zarr(self, name: str, *, writable: bool = False) -> zarr.Group:
+        """Open a Zarr group that is there.
 
         Raises
         ------
         StudyError
             When it is not there.
+        DamagedError
+            When its description is damaged.
         """
+        store, mode = self.zarr_store(name, read_only=not writable), "r+" if writable else "r"
         try:
-            return zarr.open_group(self.zarr_store(name, read_only=True), mode="r", zarr_format=3)
+            with understood(self.uri(name)):
+                return zarr.open_group(store, mode=mode, zarr_format=3)
         except FileNotFoundError as error:
             raise StudyError(
                 f"{self.uri(name)}: not there", hint="`dtg status` tells which stage comes next"
             ) from error
+
+    def open_array(self, name: str, key: str, *, writable: bool = False) -> zarr.Array:
+        """Open an array of a Zarr group that is there; raises as `open_zarr`."""
+        group = self.open_zarr(name, writable=writable)
+        with understood(self.uri(f"{name}/{key}")):
+            array = group[key]
+            if not isinstance(array, zarr.Array):
+                raise TypeError(f"it is a {type(array).__name__}")
+        return array

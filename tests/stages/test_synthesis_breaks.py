@@ -3,9 +3,18 @@ goes on when the cause is gone."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +26,11 @@ import yaml
 from dtg_ray import Study, ledger
 from dtg_ray.cli import main
 from dtg_ray.cohort.simulate import simulate
-from dtg_ray.stages import connectomes
+from dtg_ray.stages import connectomes, predictor, synthesize
+from dtg_ray.stages.contrasts import ContrastWorker
+from dtg_ray.stages.mapping import BlockMaps, SynthesisWorker
+from dtg_ray.study import cohort_bytes
+from stage_tools import Arrays
 
 TRAIN = {"epochs": 2, "batch_size": 2, "checkpoint_minutes": 0, "cpus_per_worker": 1, "readers": 0}
 NETWORK = {"kind": "network", "width": 2, "train": TRAIN}
@@ -284,3 +297,695 @@ class TestAModelThatChangesMeanwhile:
         shutil.copytree(root, whole, ignore=shutil.ignore_patterns("synthetic", "synthesize"))
         dtg("synthesize", whole, *QUIET, "--model", "unet")
         assert maps(root) == maps(whole)
+
+
+class TestSettingsThatChangeAfterMapsWereMade:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"slab": 300}, "got an array with shape, chunks, dtype"),
+            ({"contrasts": 1}, "got an array with shape, chunks, dtype"),
+        ],
+        ids=str,
+    )
+    def test_are_refused_with_a_way_out_and_lose_nothing(
+        self, done: Path, cohort: Path, capsys, settings, words
+    ) -> None:
+        before, text = maps(done), (done / "study.yaml").read_text()
+        if "contrasts" in settings:
+            settings = {"contrasts": list(Study(str(done)).config.contrasts[:1])}
+        change(done, synthesis=settings)
+        refused(capsys, done, "synthetic/linear.zarr/maps", words, "change that back", "remove that .zarr folder")
+        assert maps(done) == before
+        (done / "study.yaml").write_text(text)
+        assert (Study(str(done)).status()["pending"][4:6] == 0).all()
+        change(done, synthesis=settings)
+        shutil.rmtree(done / "synthetic")
+        dtg("synthesize", done, *QUIET)
+        one, other = (Study(str(path)).synthetic("unet") for path in (done, cohort / "finished"))
+        np.testing.assert_allclose(one, other.sel(contrast=one["contrast"]), atol=2e-3)
+
+    def test_other_contrasts_of_the_same_number_do_not_get_the_old_ones_names(self, root: Path, capsys) -> None:
+        names = list(Study(str(root)).config.contrasts)
+        change(root, synthesis={"contrasts": names[:2]})
+        dtg("synthesize", root, *QUIET)
+        before = maps(root)
+        change(root, synthesis={"contrasts": names[1:]})
+        refused(capsys, root, f"contrast: got {names[0]}, {names[1]}, expected {names[1]}, {names[2]}")
+        assert maps(root) == before
+
+    def test_spread_is_added_to_what_is_there(self, done: Path, cohort: Path) -> None:
+        change(done, synthesis={"spread": True})
+        dtg("synthesize", done, *QUIET)
+        assert np.isfinite(Study(str(done)).storage.open_array("synthetic/unet.zarr", "spread")[:]).all()
+        assert maps(cohort / "finished").items() <= maps(done).items()
+
+    def test_unknown_contrasts_are_usage_errors(self, done: Path, capsys) -> None:
+        change(done, synthesis={"contrasts": ["NONE"]})
+        dtg("synthesize", done, *QUIET, check=2)
+        assert "synthesis.contrasts: got ('NONE',), none of which linear predicts" in capsys.readouterr().err
+
+
+def chunk(root: Path, name: str) -> Path:
+    """The first chunk of an array that is there."""
+    return min(path for path in (root / name / "c").rglob("*") if path.is_file())
+
+
+DAMAGE = {
+    "deleted": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "junk": lambda path: path.write_bytes(b"<html>404</html>" * 9),
+}
+
+
+class TestAChunk:
+    @pytest.mark.parametrize("window", [0, 1])
+    @pytest.mark.parametrize("how", DAMAGE)
+    def test_of_a_stored_connectome_stops_the_stage_by_name(
+        self, stored: Path, cohort: Path, capsys, how: str, window: int
+    ) -> None:
+        row = Study(str(stored)).cohort.loc["sub-0006", "row"]
+        DAMAGE[how](stored / f"connectomes.zarr/connectome/c/{row}/{window}/0/0")
+        refused(capsys, stored, "sub-0006: ", "delete the receipt of its block below receipts/connectomes/")
+        assert not (stored / "receipts/synthesize/unet/block-00001.parquet").exists()
+        (stored / "receipts/connectomes/block-00001.parquet").unlink()
+        dtg("connectomes", stored, *QUIET)
+        dtg("synthesize", stored, *QUIET)
+        assert maps(stored) == maps(cohort / "finished")
+
+    @pytest.mark.parametrize("how", DAMAGE)
+    def test_of_maps_that_are_kept_is_made_again(self, done: Path, cohort: Path, how: str) -> None:
+        """Only one subject is owed; the block of the others, who are kept, has lost a chunk."""
+        receipts = done / "receipts/synthesize/unet/block-00000.parquet"
+        table = pd.read_parquet(receipts)
+        take_out(done, "synthesize/unet", "block-00000", table["subject"][0])
+        DAMAGE[how](chunk(done, "synthetic/unet.zarr/maps"))
+        dtg("synthesize", done, *QUIET)
+        assert maps(done) == maps(cohort / "finished")
+        assert (rows(done, "synthesize/unet")["status"] == "done").all()
+
+    @pytest.mark.parametrize("how", DAMAGE)
+    def test_of_roi_connectomes_that_are_kept_is_made_again(self, done: Path, cohort: Path, how: str) -> None:
+        take_out(done, "connectomes", "block-00000", "sub-0001")
+        path = done / "connectomes.zarr/roi_connectome/c/0/0"
+        DAMAGE[how](path)
+        dtg("connectomes", done, *QUIET)
+        assert path.read_bytes() == (cohort / "finished" / path.relative_to(done)).read_bytes()
+        assert len(rows(done, "connectomes")) == 12
+
+    @pytest.mark.parametrize("how", ["deleted", "junk"])
+    @pytest.mark.parametrize("name", ["rois", "mask"])
+    def test_of_the_rois_stops_everything(self, root: Path, capsys, how: str, name: str) -> None:
+        DAMAGE[how](chunk(root, f"rois.zarr/{name}"))
+        refused(capsys, root, "rois.zarr")
+        assert not (root / "receipts/connectomes").exists(), "no subject is to blame"
+
+    @pytest.mark.parametrize("how", ["deleted", "junk"])
+    def test_of_maps_that_are_done_is_told_by_whoever_reads_it(self, done: Path, capsys, how: str) -> None:
+        DAMAGE[how](chunk(done, "synthetic/unet.zarr/maps"))
+        dtg("export", done, done.parent / "out", "--model", "unet", *QUIET, check=1)
+        assert "delete" in (said := capsys.readouterr().err)
+        assert "Traceback" not in said
+
+
+def take_out(root: Path, stage: str, unit: str, subject: str) -> None:
+    """Let a receipt say nothing of a subject."""
+    from dtg_ray.store.receipts import Receipts
+
+    Receipts(Study(str(root)).storage, stage).erase(unit, [subject])
+
+
+NONSENSE = {
+    "empty": "",
+    "cut off": None,
+    "a list": "[]",
+    "null": "null",
+    "a group": '{"zarr_format":3,"node_type":"group"}',
+}
+
+
+class TestAFile:
+    @pytest.mark.parametrize("how", NONSENSE)
+    @pytest.mark.parametrize("name", ["connectomes.zarr/connectome", "synthetic/unet.zarr/maps", "rois.zarr/rois"])
+    def test_that_describes_an_array_is_named(self, done: Path, cohort: Path, capsys, how: str, name: str) -> None:
+        path = done / name / "zarr.json"
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2] if NONSENSE[how] is None else NONSENSE[how])
+        for model in MODELS:
+            (done / f"receipts/synthesize/{model}/block-00001.parquet").unlink()
+        refused(capsys, done, name.split("/", maxsplit=1)[0], "zarr.json")
+        path.write_text(text)
+        dtg("synthesize", done, *QUIET)
+        assert maps(done) == maps(cohort / "finished")
+
+    @pytest.mark.parametrize("data", [b"", b"PAR1 torn"])
+    def test_that_is_a_torn_receipt_has_its_block_done_again(self, done: Path, cohort: Path, data: bytes) -> None:
+        (done / "receipts/synthesize/unet/block-00001.parquet").write_bytes(data)
+        (done / "receipts/connectomes/block-00002.parquet").write_bytes(data)
+        dtg("synthesize", done, *QUIET)
+        assert maps(done) == maps(cohort / "finished")
+        assert len(rows(done, "synthesize/unet")) == 12
+
+    def test_that_is_a_torn_or_stale_index_is_not_believed(self, done: Path, cohort: Path, monkeypatch) -> None:
+        from dtg_ray.store import receipts
+
+        monkeypatch.setattr(receipts, "MANY", 2)
+        storage = Study(str(done)).storage
+        index = receipts.Receipts(storage, "synthesize/unet")
+        index.index()
+        assert (done / "index/synthesize/unet.parquet").exists()
+        (done / "receipts/synthesize/unet/block-00001.parquet").unlink()
+        dtg("synthesize", done, *QUIET)
+        assert maps(done) == maps(cohort / "finished")
+        for data in (b"", b"PAR1 torn"):
+            (done / "index/synthesize/unet.parquet").write_bytes(data)
+            assert len(rows(done, "synthesize/unet")) == 12
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+    def test_that_is_half_a_study_yaml_is_refused(self, done: Path, capsys, share: float) -> None:
+        path = done / "study.yaml"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[: int(share * len(lines))]))
+        dtg("synthesize", done, *QUIET, check=2)
+        said = capsys.readouterr().err
+        assert "study.yaml" in said
+        assert "Traceback" not in said
+
+    @pytest.mark.parametrize("verb", ["synthesize", "status"])
+    def test_that_is_half_a_manifest_is_refused(self, done: Path, capsys, verb: str) -> None:
+        path = done / "cohort.parquet"
+        path.write_bytes(path.read_bytes()[:-100])
+        dtg(verb, done, *(QUIET if verb != "status" else ()), check=1)
+        said = capsys.readouterr().err
+        assert "cohort.parquet: got no Parquet table" in said
+        assert "Traceback" not in said
+
+
+class Disk:
+    """A small disk, and what takes room on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.filler = root, root / "filler"
+
+    def fill(self) -> None:
+        """Take all room."""
+        with self.filler.open("ab", buffering=0) as file:
+            for size in (2**20, 2**12):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
+
+    def give(self, room: int) -> None:
+        """Give back some of it."""
+        os.truncate(self.filler, max(self.filler.stat().st_size - room, 0))
+
+    def remount(self, how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(self.root)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of 64 MiB, where mounting is allowed."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(root)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs a file system of its own, mount said: {mounted.stderr.strip()}")
+    try:
+        yield Disk(root)
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+def on(disk: Disk, root: Path) -> Path:
+    """A study moved to a disk."""
+    shutil.copytree(root, disk.root / "study")
+    return disk.root / "study"
+
+
+def until_done(disk: Disk, capsys: pytest.CaptureFixture[str], *arguments: object, step: int) -> list[str]:
+    """Run a command on a full disk, with a little more room each time, until it is through; what it said before."""
+    disk.fill()
+    said: list[str] = []
+    for _ in range(100):
+        code = main([str(argument) for argument in arguments])
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        if code == 0:
+            return said
+        assert code == 1
+        assert "could not be written: No space left on device" in error, error
+        assert "free some space" in error
+        said.append(error)
+        disk.give(step)
+    raise AssertionError("there was never enough room")
+
+
+def whole_files(root: Path) -> None:
+    """Every receipt and table that is there can be read."""
+    for path in root.rglob("*.parquet"):
+        pd.read_parquet(path)
+    assert not list(root.rglob("*.partial"))
+
+
+class TestADiskThatIsFull:
+    def test_at_every_moment_of_synthesis(self, disk: Disk, root: Path, cohort: Path, capsys) -> None:
+        root = on(disk, root)
+        said = until_done(disk, capsys, "synthesize", root, *QUIET, step=8 * 1024)
+        text = "".join(said)
+        for what in ("connectomes.zarr", "synthetic/linear.zarr", "receipts/connectomes/block", "receipts/synthesize"):
+            assert what in text, f"it never was full for {what}"
+        whole_files(root)
+        assert maps(root) == maps(cohort / "finished")
+        for stage in ("connectomes", *(f"synthesize/{model}" for model in MODELS)):
+            assert (rows(root, stage)["status"] == "done").all()
+
+    def test_at_every_moment_of_adding_people(self, disk: Disk, cohort: Path, tmp_path: Path, capsys) -> None:
+        few = tmp_path / "few.txt"
+        few.write_text("\n".join(f"sub-{number:04d}" for number in range(1, 9)))
+        made = made_of(cohort / "data")
+        dtg("init", tmp_path / "one", *made, "--subjects", few)
+        root = on(disk, tmp_path / "one")
+        dtg("init", tmp_path / "one", "--add", "--bids", cohort / "data")
+        before = Study(str(root)).cohort["subject"].tolist()
+        disk.fill()
+        dtg("init", root, "--add", "--bids", cohort / "data", check=1)
+        assert Study(str(root)).cohort["subject"].tolist() == before
+        until_done(disk, capsys, "init", root, "--add", "--bids", cohort / "data", step=4 * 1024)
+        whole_files(root)
+        for name in ("cohort.parquet", "phenotypes.parquet", "left_out.parquet"):
+            assert (root / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+    def test_at_every_moment_of_a_withdrawal(self, disk: Disk, done: Path, tmp_path: Path, capsys) -> None:
+        left = tmp_path / "left.txt"
+        left.write_text("sub-0002\nsub-0011\n")
+        root = on(disk, done)
+        dtg("withdraw", done, left)
+        said = until_done(disk, capsys, "withdraw", root, left, step=4 * 1024)
+        assert len(said) > 1
+        whole_files(root)
+        assert maps(root) == maps(done)
+        for name in ("cohort.parquet", "phenotypes.parquet"):
+            assert (root / name).read_bytes() == (done / name).read_bytes()
+        for stage in ledger.stages(Study(str(root))):
+            one, other = (ledger.account(Study(str(path)), stage) for path in (root, done))
+            assert one.pending() == other.pending(), stage
+
+    def test_at_every_moment_of_an_export(self, disk: Disk, done: Path, tmp_path: Path, capsys) -> None:
+        dtg("export", done, tmp_path / "out", *QUIET)
+        (disk.root / "out").mkdir()
+        said = until_done(disk, capsys, "export", done, disk.root / "out", *QUIET, step=32 * 1024)
+        assert len(said) > 1
+        images = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
+        assert images
+        assert {path.name: path.read_bytes() for path in (disk.root / "out").rglob("*.nii.gz")} == images
+
+
+class TestADiskThatIsReadOnly:
+    @pytest.mark.parametrize("verb", ["synthesize", "connectomes", "contrasts"])
+    def test_is_told_and_nothing_is_lost(self, disk: Disk, root: Path, cohort: Path, capsys, verb: str) -> None:
+        shutil.rmtree(root / "receipts/contrasts")
+        root = on(disk, root)
+        disk.remount("ro")
+        said = refused(capsys, root, "could not be written", "Read-only file system", verb=verb)
+        assert str(root) in said
+        disk.remount("rw")
+        dtg("synthesize", root, *QUIET)
+        assert maps(root) == maps(cohort / "finished")
+
+    def test_is_enough_for_who_only_reads(self, disk: Disk, done: Path, tmp_path: Path) -> None:
+        root = on(disk, done)
+        disk.remount("ro")
+        dtg("synthesize", root, *QUIET)
+        dtg("status", root)
+        dtg("export", root, tmp_path / "out", *QUIET)
+
+    def test_is_told_by_export_and_withdrawal(self, disk: Disk, done: Path, tmp_path: Path, capsys) -> None:
+        root, left = on(disk, done), tmp_path / "left.txt"
+        left.write_text("sub-0002\n")
+        disk.remount("ro")
+        for arguments in (("export", done, disk.root / "out", *QUIET), ("withdraw", root, left)):
+            dtg(*arguments, check=1)
+            said = capsys.readouterr().err
+            assert "could not be written" in said
+            assert "Read-only file system" in said
+
+
+class Turns:
+    """Two threads, of which one runs at a time; who goes on is drawn at each of their steps."""
+
+    def __init__(self, seed: int) -> None:
+        self._random, self._condition = random.Random(seed), threading.Condition()
+        self._waiting: list[int] = []
+        self._turn, self._errors = 0, []
+
+    def step(self, *_: object, **__: object) -> None:
+        """Somebody else may be next."""
+        name = threading.current_thread().name
+        if name not in {"driver 0", "driver 1"}:
+            return
+        with self._condition:
+            self._turn = self._random.choice(self._waiting)
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._turn == int(name[-1]))
+
+    def run(self, *jobs) -> None:
+        """Do all of them; the first error of any is raised."""
+        self._waiting = list(range(len(jobs)))
+
+        def work(number: int, job) -> None:
+            try:
+                self.step()
+                job()
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                self._errors.append(error)
+            with self._condition:
+                self._waiting.remove(number)
+                self._turn = next(iter(self._waiting), -1)
+                self._condition.notify_all()
+
+        threads = [
+            threading.Thread(target=work, args=(number, job), name=f"driver {number}")
+            for number, job in enumerate(jobs)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive()
+        if self._errors:
+            raise self._errors[0]
+
+
+def in_turns(monkeypatch: pytest.MonkeyPatch, turns: Turns) -> None:
+    """Have a step before everything that another driver can see, or could have changed."""
+    from dtg_ray.stages import mapping
+    from dtg_ray.store.receipts import Receipts
+
+    for owner, name in (
+        (Receipts, "holding"),
+        (Receipts, "withdraw"),
+        (Receipts, "write"),
+        (Receipts, "erase"),
+        (connectomes, "read"),
+        (connectomes, "write"),
+        (connectomes, "write_rows"),
+        (mapping, "read"),
+        (mapping, "write_rows"),
+        (mapping, "kept_rows"),
+    ):
+        monkeypatch.setattr(owner, name, with_a_step(turns, getattr(owner, name)))
+
+
+def with_a_step(turns: Turns, function):
+    """A function before which somebody else may be next."""
+
+    @functools.wraps(function)
+    def stepping(*arguments, **options):
+        turns.step()
+        return function(*arguments, **options)
+
+    return stepping
+
+
+def nothing_is_wrong(root: Path, expected: Path) -> None:
+    """What receipts say is done is there, and is what an undisturbed run has made."""
+    study, undisturbed = Study(str(root)), Study(str(expected))
+    position = study.cohort["row"]
+    for model in MODELS:
+        one, other = (there.storage.open_array(f"synthetic/{model}.zarr", "maps") for there in (study, undisturbed))
+        for subject in ledger.account(study, f"synthesize/{model}").subjects("done"):
+            np.testing.assert_array_equal(one[:, position[subject]], other[:, position[subject]], err_msg=subject)
+    account = ledger.account(study, "connectomes")
+    for name, subjects in (("roi_connectome", account.subjects("done")), ("connectome", ledger.stored(account))):
+        one, other = (there.storage.open_array("connectomes.zarr", name) for there in (study, undisturbed))
+        for subject in subjects:
+            np.testing.assert_array_equal(one[position[subject]], other[position[subject]], err_msg=subject)
+
+
+class TestTwoDrivers:
+    """Of one block at the same time, in every order of what they read and write; no lock keeps them apart."""
+
+    SEEDS = range(12)
+    UNIT = "block-00000"
+
+    @pytest.fixture
+    def half(self, root: Path, cohort: Path) -> Path:
+        """A study in which one subject failed, whose file is good again, so that drivers can see them differently."""
+        data = cohort / "data"
+        bad = next((data / "sub-0002/func").glob("*_bold.nii.gz"))
+        kept, times = bad.read_bytes(), bad.stat()
+        bad.write_bytes(kept[:1000])
+        try:
+            dtg("synthesize", root, *QUIET, check=3)
+        finally:
+            bad.write_bytes(kept)
+            os.utime(bad, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return root
+
+    def finish(self, root: Path, cohort: Path) -> None:
+        """The next run owes what was taken back, and nothing else; then all is as it would have been."""
+        nothing_is_wrong(root, cohort / "finished")
+        dtg("synthesize", root, *QUIET, "--retry-failed")
+        nothing_is_wrong(root, cohort / "finished")
+        assert maps(root) == maps(cohort / "finished")
+        assert (rows(root, "synthesize/unet")["status"] == "done").all()
+        assert len(rows(root, "synthesize/unet")) == 12
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_of_whom_one_sees_somebody_fail(self, half: Path, cohort: Path, monkeypatch, seed: int) -> None:
+        for model in MODELS:
+            (half / f"receipts/synthesize/{model}/{self.UNIT}.parquet").unlink()
+        models, turns = {self.UNIT: MODELS}, Turns(seed)
+        workers = [SynthesisWorker(str(half), models, retry=retry) for retry in (False, True)]
+        in_turns(monkeypatch, turns)
+        turns.run(*(functools.partial(worker, self.UNIT) for worker in workers))
+        monkeypatch.undo()
+        self.finish(half, cohort)
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_of_whom_one_stores_the_connectomes_of_some(self, root: Path, cohort: Path, monkeypatch, seed: int) -> None:
+        """`dtg run` stores those that are trained on; `dtg synthesize` makes everybody's on the way."""
+        connectomes.make_arrays(Study(str(root)))
+        dtg("synthesize", root, *QUIET, "--dry-run")
+        synthesize._prepare(Study(str(root)), MODELS)
+        turns = Turns(seed)
+        maker = SynthesisWorker(str(root), {self.UNIT: MODELS})
+        storer = connectomes.ConnectomeWorker(str(root), ("train", "validation"))
+        everybody = connectomes.ConnectomeWorker(str(root))
+        in_turns(monkeypatch, turns)
+        other = storer if seed % 2 else everybody
+        turns.run(functools.partial(maker, self.UNIT), functools.partial(other, self.UNIT))
+        monkeypatch.undo()
+        self.finish(root, cohort)
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_of_whom_one_stores_all_and_one_some(self, root: Path, cohort: Path, monkeypatch, seed: int) -> None:
+        connectomes.make_arrays(Study(str(root)))
+        turns = Turns(seed)
+        workers = [connectomes.ConnectomeWorker(str(root), splits) for splits in (None, ("test",))]
+        in_turns(monkeypatch, turns)
+        turns.run(*(functools.partial(worker, self.UNIT) for worker in workers))
+        monkeypatch.undo()
+        (root / "synthetic").mkdir()
+        shutil.copytree(cohort / "finished/synthetic", root / "synthetic", dirs_exist_ok=True)
+        nothing_is_wrong(root, cohort / "finished")
+        dtg("connectomes", root, *QUIET)
+        assert len(ledger.stored(ledger.account(Study(str(root)), "connectomes"))) == 12
+        for name in ("connectome", "roi_connectome"):
+            one, other = (
+                Study(str(at)).storage.open_array("connectomes.zarr", name) for at in (root, cohort / "finished")
+            )
+            np.testing.assert_array_equal(one[:], other[:])
+
+    def test_of_whom_one_comes_when_the_block_is_done_leaves_it_alone(self, done: Path) -> None:
+        """Taking its receipts back would make the first driver's next stage wait for them."""
+        before = {path: path.read_bytes() for path in (done / "receipts").rglob("*.parquet")}
+        SynthesisWorker(str(done), {self.UNIT: MODELS})(self.UNIT)
+        connectomes.ConnectomeWorker(str(done))(self.UNIT)
+        ContrastWorker(str(done), "contrasts")(self.UNIT)
+        assert {path: path.read_bytes() for path in (done / "receipts").rglob("*.parquet")} == before
+
+
+@pytest.mark.slow
+class TestTwoCommandsAtOnce:
+    def both(self, *commands: tuple[object, ...]) -> None:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "dtg_ray.cli", *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for command in commands
+        ]
+        said = [process.communicate(timeout=500)[0].decode() for process in started]
+        assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+
+    def test_two_runs_with_a_ray_of_their_own(self, cohort: Path, tmp_path: Path, arrays: Arrays) -> None:
+        for name in ("alone", "both"):
+            dtg("init", tmp_path / name, *made_of(cohort / "data"))
+        dtg("run", tmp_path / "alone", *QUIET)
+        command = ("run", tmp_path / "both", "--quiet", "--cpus", 1)
+        self.both(command, command)
+        assert arrays(tmp_path / "both") == arrays(tmp_path / "alone")
+        assert (Study(str(tmp_path / "both")).status()["pending"] == 0).all()
+
+    def test_synthesize_beside_connectomes(self, root: Path, cohort: Path) -> None:
+        self.both(("synthesize", root, "--quiet", "--cpus", 1), ("connectomes", root, *QUIET))
+        assert maps(root) == maps(cohort / "finished")
+        dtg("connectomes", root, *QUIET)
+        nothing_is_wrong(root, cohort / "finished")
+        assert (Study(str(root)).status()["pending"][:6] == 0).all()
+
+
+class TestSubjects:
+    @pytest.fixture
+    def data(self, cohort: Path, root: Path, tmp_path: Path) -> Path:
+        """The images of a study of its own, which may be damaged."""
+        shutil.copytree(cohort / "data", tmp_path / "data")
+        study = Study(str(root))
+        table = study.manifest
+        for runs in table["rest"]:
+            runs[:] = [replace(run, image=run.image.replace(str(cohort), str(tmp_path))) for run in runs]
+        study.storage.write("cohort.parquet", cohort_bytes(table))
+        return tmp_path / "data"
+
+    def damage(self, data: Path, subjects) -> dict[Path, bytes]:
+        found = {}
+        for subject in subjects:
+            path = next((data / subject / "func").glob("*_bold.nii.gz"))
+            found[path] = path.read_bytes()
+            path.write_bytes(found[path][:500])
+        return found
+
+    @pytest.mark.parametrize("who", ["a block", "everybody"])
+    def test_who_all_fail_are_named_and_can_be_mended(
+        self, data: Path, root: Path, cohort: Path, capsys, who: str
+    ) -> None:
+        people = Study(str(root)).cohort
+        failing = list(people.index if who == "everybody" else people.index[people["block"] == 1])
+        good = self.damage(data, failing)
+        dtg("synthesize", root, *QUIET, check=3)
+        said = capsys.readouterr().out
+        assert all(subject in said for subject in failing)
+        status = Study(str(root)).status().set_index("stage")
+        assert status.loc["connectomes", "failed"] == len(failing)
+        assert status.loc["synthesize/unet", "excluded"] == len(failing)
+        dtg("synthesize", root, *QUIET, "--allow-failures", len(failing))
+        dtg("synthesize", root, *QUIET, check=3)
+        dtg("synthesize", root, *QUIET, "--retry-failed", check=3)
+        for path, content in good.items():
+            path.write_bytes(content)
+        dtg("synthesize", root, *QUIET, "--retry-failed")
+        assert maps(root) == maps(cohort / "finished")
+
+    def test_who_fail_beyond_what_is_allowed_stop_it(self, data: Path, root: Path, capsys) -> None:
+        self.damage(data, Study(str(root)).cohort.index)
+        dtg("synthesize", root, *QUIET, "--allow-failures", 3, check=1)
+        assert "got 4 subjects that failed, expected at most 3" in capsys.readouterr().err
+        assert len(rows(root, "connectomes")) == 4
+
+    def test_whose_runs_give_fewer_windows_than_asked_for_get_maps(self, root: Path) -> None:
+        seconds = connectomes.read_header(Study(str(root)).cohort["rest"].iloc[0][0].image).tr
+        change(root, connectomes={"windows": 2, "window_minutes": 40 * seconds / 60})
+        dtg("synthesize", root, *QUIET)
+        assert {qc["windows"] for qc in rows(root, "synthesize/unet")["qc"]} == {1.0}
+        assert np.isfinite(Study(str(root)).synthetic("unet")).all()
+        dtg("synthesize", root, *QUIET, "--retry-failed")
+
+    def test_who_fail_by_the_model_are_made_again_alone(self, root: Path, cohort: Path, monkeypatch) -> None:
+        check = predictor.check_finite
+        seen: list[str] = []
+
+        def unlucky(model: str, made: np.ndarray) -> None:
+            seen.append(model)
+            check(model, made * np.nan if len(seen) == 3 else made)
+
+        monkeypatch.setattr("dtg_ray.stages.mapping.check_finite", unlucky)
+        dtg("synthesize", root, *QUIET, check=3)
+        (row,) = ledger.failures(ledger.Ledger(Study(str(root)))).to_dict("records")
+        assert (row["stage"], row["subject"], row["error_type"]) == ("synthesize/linear", "sub-0002", "PredictionError")
+        seen.clear()
+        dtg("synthesize", root, *QUIET, check=3)
+        assert seen == []
+        monkeypatch.setattr("dtg_ray.stages.mapping.check_finite", check)
+        dtg("synthesize", root, *QUIET, "--retry-failed")
+        assert maps(root) == maps(cohort / "finished")
+
+
+@pytest.mark.s3
+class TestABucket:
+    @pytest.fixture
+    def study(self, s3, stored: Path) -> str:
+        """The study whose connectomes are stored, in a bucket."""
+        uri = f"{s3()}/study"
+        Study(uri)._root.fs.put(f"{stored}/", f"{uri}/", recursive=True)
+        return uri
+
+    def same(self, uri: str, cohort: Path) -> None:
+        storage = Study(uri).storage
+        found = storage.read_many(storage.names("synthetic"))
+        assert found == maps(cohort / "finished")
+
+    @pytest.mark.parametrize("only", ["/synthetic/unet.zarr/maps/c/", "/receipts/synthesize/unet/block-00001"])
+    def test_that_refuses_to_be_written_is_named(self, faults, study: str, cohort: Path, capsys, only: str) -> None:
+        faults.refused, faults.only = ("PUT",), only
+        dtg("synthesize", study, *QUIET, check=1)
+        said = capsys.readouterr().err
+        assert "could not be written" in said
+        assert only.strip("/").split("/c")[0] in said
+        assert "Traceback" not in said
+        faults.refused, faults.only = (), ""
+        dtg("synthesize", study, *QUIET)
+        self.same(study, cohort)
+
+    def test_that_vanishes_is_named(self, study: str, capsys, monkeypatch) -> None:
+        bucket = study.split("/")[2]
+        done = BlockMaps.commit
+
+        def vanish(self: BlockMaps):
+            fs = Study(study).storage.fs
+            fs.rm(f"s3://{bucket}", recursive=True)
+            return done(self)
+
+        monkeypatch.setattr(BlockMaps, "commit", vanish)
+        dtg("synthesize", study, *QUIET, check=1)
+        said = capsys.readouterr().err
+        assert bucket in said
+        assert "Traceback" not in said
+        monkeypatch.undo()
+        dtg("synthesize", study, *QUIET, check=1)
+        assert "got no study.yaml, expected a study" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+class TestOnRay:
+    """What stops a worker is told in the words of the worker."""
+
+    def test_a_full_disk(self, disk: Disk, root: Path, cohort: Path, capsys) -> None:
+        root = on(disk, root)
+        synthesize._prepare(Study(str(root)), MODELS)
+        disk.fill()
+        dtg("synthesize", root, "--quiet", "--cpus", 1, check=1)
+        said = capsys.readouterr().err
+        assert "block-0000" in said
+        assert "could not be written: No space left on device" in said
+        assert "Traceback" not in said
+        disk.give(2**23)
+        dtg("synthesize", root, "--quiet", "--cpus", 1)
+        assert maps(root) == maps(cohort / "finished")
+
+    def test_a_manifest_that_is_lost_when_workers_start(self, root: Path, capsys, monkeypatch) -> None:
+        def lose(*arguments: object) -> list[object]:
+            (root / "cohort.parquet").write_bytes(b"torn")
+            return crews(*arguments)
+
+        crews = synthesize.crews
+        monkeypatch.setattr(synthesize, "crews", lose)
+        dtg("synthesize", root, "--quiet", "--cpus", 1, check=1)
+        said = capsys.readouterr().err
+        assert "cohort.parquet: got no Parquet table" in said
+        assert "Traceback" not in said
