@@ -93,12 +93,13 @@ def _prepared(
     attributes: Mapping[str, Any],
 ) -> zarr.Group:
     group = _open_or_create(storage, name)
+    if GROWING in coordinates:
+        _lengthen(group, len(coordinates[GROWING][1]))
     for key, spec in arrays.items():
         _make(group, key, spec, storage.uri(f"{name}/{key}"), fill_value=np.nan, compressors=COMPRESSORS)
     for key, (dimension, values) in coordinates.items():
         spec = ArraySpec(values.shape, (COORDINATES_PER_CHUNK,), (dimension,), str(values.dtype))
         _fill(_make(group, key, spec, storage.uri(f"{name}/{key}")), values, growing=dimension == GROWING)
-    _lengthen(group)
     # "coordinates" is where CF, and so xarray, looks for them
     wanted = {**attributes, "coordinates": " ".join(coordinates)}
     if dict(group.attrs) != wanted:
@@ -123,9 +124,13 @@ def _shown(values: NDArray[Any]) -> str:
     return ", ".join(map(str, values[:4])) + (" ..." if len(values) > 4 else "")
 
 
-def _lengthen(group: zarr.Group) -> None:
-    """Let arrays that were not asked for today grow with the others: xarray wants one length of an axis."""
-    length = group[GROWING].shape[0] if GROWING in group else 0
+def _lengthen(group: zarr.Group, length: int) -> None:
+    """Let all arrays grow, those that are not asked for today as well: xarray wants one length of an axis.
+
+    The coordinate grows after them, so that who was interrupted does this again.
+    """
+    if GROWING not in group or group[GROWING].shape[0] >= length:
+        return
     for _, array, axis in along(group):
         if array.shape[axis] < length:
             array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))

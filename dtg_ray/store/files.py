@@ -117,6 +117,8 @@ def understood(uri: str) -> Iterator[None]:
     """
     try:
         yield
+    except FileNotFoundError:  # which zarr's is a ValueError as well
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(
             f"{uri}: got a zarr.json that cannot be understood ({error}), expected an array's description",

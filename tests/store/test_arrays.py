@@ -166,3 +166,14 @@ def test_erased_parts_are_as_if_never_written(storage):
     assert np.isnan(array[:, :4]).all()
     assert np.isfinite(array[:, 4:8]).all()
     assert all("/c/0/1/" in name or "/c/1/1/" in name for name in chunks(storage))
+
+
+def test_arrays_that_are_not_asked_for_grow_with_the_others(storage):
+    """Xarray wants one length of an axis."""
+    group = prepare(storage, "maps.zarr", {"maps": SPEC, "spread": SPEC}, COORDINATES, ATTRIBUTES)
+    write_rows(group["spread"], 1, slice(0, 4), values(2, 4, 7))
+    more = np.array([*NAMES, "sub-10", "sub-11"], dtype=np.dtypes.StringDType())
+    make(storage, ArraySpec((2, 12, 7), SPEC.chunks, SPEC.dimensions), {**COORDINATES, "subject": ("subject", more)})
+    with xr.open_zarr(storage.uri("maps.zarr"), consolidated=False, zarr_format=3, mask_and_scale=False) as dataset:
+        assert dataset["spread"].shape == dataset["maps"].shape == (2, 12, 7)
+        np.testing.assert_array_equal(dataset["spread"][:, :4], values(2, 4, 7))
