@@ -315,9 +315,15 @@ class ConnectomeWorker(BlockWorker):
                 yield before, self.reader.stored_windows(subject, int(before.qc["windows"])) if wanted else None
                 continue
             row, values, edges = self.compute(subject, runs)
-            if keep:
-                self.store(position, row, values)
-            if keep or before is None or before.status != row.status:
+            if before is not None and before.status == "done" and row.status != "done":
+                log.warning(
+                    "%s: it has been read before; maps that need it again are owed until it can be", row.message
+                )
+            elif keep or before is None or before.status != row.status:
+                if keep:
+                    if not made:  # rows that do not hold today must not stand beside what is written now
+                        self.receipts.withdraw(ledger.block_unit(block), holding.values(), socket.gethostname())
+                    self.store(position, row, values)
                 made[position - rows.start] = row, edges
             yield row, recorded_windows(values) if row.status == "done" else None
         self._commit(block, made)

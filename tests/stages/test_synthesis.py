@@ -169,6 +169,36 @@ class TestStreaming:
         assert reads[14:] == ["sub-0006"]
         assert maps(root) == maps(stored)
 
+    def test_files_out_of_reach_do_not_undo_what_is_done(self, cohort: Path, root: Path, stored: Path) -> None:
+        """A model that comes later owes its maps; nobody loses those of the others."""
+        dtg("synthesize", root, "--inline", "--quiet", "--model", "linear")
+        before, away = array(root, "synthetic/linear.zarr", "maps"), cohort / "away"
+        (cohort / "data").rename(away)
+        try:
+            dtg("synthesize", root, "--inline", "--quiet", "--model", "unet")
+            dtg("synthesize", root, "--inline", "--quiet", "--model", "linear")
+        finally:
+            away.rename(cohort / "data")
+        np.testing.assert_array_equal(array(root, "synthetic/linear.zarr", "maps"), before)
+        table = Study(str(root)).status().set_index("stage")
+        assert table.loc[["connectomes", "synthesize/linear"], "done"].tolist() == [14, 14]
+        assert table.loc["synthesize/unet", "pending"] == 14
+        dtg("synthesize", root, "--inline", "--quiet")
+        assert maps(root) == maps(stored)
+
+    def test_killed_while_it_stores_no_receipt_is_left_of_other_settings(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dtg("connectomes", root, "--inline", "--quiet")
+        change(root, cleaning={"detrend": True})
+        with monkeypatch.context() as broken:
+            broken.setattr(connectomes.ConnectomeWorker, "_commit", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                dtg("synthesize", root, "--inline", "--quiet", "--model", "linear", "--keep-connectomes")
+        study = change(root, cleaning={"detrend": False})
+        first = study.block(0)["subject"].tolist()
+        assert not set(first) & set(ledger.account(study, "connectomes").subjects("done"))
+
     def test_whole_run_stores_only_who_is_trained_on(self, cohort: Path, tmp_path: Path) -> None:
         root = tmp_path / "study"
         atlas = next((cohort / "data").glob("tpl-*_probseg.nii.gz"))
