@@ -9,9 +9,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: $(VENV)/.run
 	$(BIN)/dtg demo demo/study --data demo/data
 
+# whole files, in their order: the longest stand in the middle, and short ones fill up the end
 test: $(VENV)/.test
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=dtg_ray --cov-report=term $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=dtg_ray --cov-report=term $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

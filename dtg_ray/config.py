@@ -222,8 +222,8 @@ class SynthesisConfig(_Frozen):
     )
 
     def identity(self) -> dict[str, Any]:
-        """What the bytes of the maps depend on."""
-        return self.model_dump(mode="json", include={"contrasts", "precision", "spread", "slab"})
+        """What maps depend on, but for their weights and connectomes."""
+        return self.model_dump(mode="json", include={"contrasts", "precision", "spread"})
 
     @property
     def two_pools(self) -> bool:

@@ -196,9 +196,7 @@ def connectome_fingerprints(study: Study, block: int | None = None) -> Owed:
 
 def map_fingerprints(study: Study, column: str, block: int | None = None) -> Owed:
     """Of everybody's measured maps, of a column of the cohort, by unit; of one block or all."""
-    shared = fingerprint(
-        FORMAT, column, list(study.config.contrasts), study.space_fingerprint, study.config.synthesis.slab
-    )
+    shared = fingerprint(FORMAT, column, list(study.config.contrasts), study.space_fingerprint)
     return _by_block(study, shared, column, block)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from dtg_ray.cli import main
 
 Arrays = Callable[[Path], dict[str, bytes]]
 
@@ -47,6 +50,12 @@ def lasting(name: str, data: bytes) -> bytes:
     return pd.read_parquet(io.BytesIO(data)).drop(columns=["seconds", "waiting", "ended"]).to_json().encode()
 
 
+def checked(done: subprocess.CompletedProcess[str], code: int | None) -> subprocess.CompletedProcess[str]:
+    if code is not None:
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 @dataclass(frozen=True)
 class Tools:
     """What tests of stages need: images, their ROI maps, and a way to call `dtg`."""
@@ -56,11 +65,16 @@ class Tools:
     settings: Path
 
     def dtg(self, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Run `dtg` in a process of its own and check its exit code."""
+        """Run `dtg` in this process and check its exit code. With `--inline` where Ray is not what is tested."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+        return checked(subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue()), check)
+
+    def process(self, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run `dtg` in a process of its own, with a Ray of its own, and check its exit code."""
         done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=400, check=False)
-        if check is not None:
-            assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return checked(done, check)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `dtg` and leave it running."""

@@ -19,6 +19,8 @@ REQUESTS = 16
 """Sizes of files asked for at once."""
 UNSPLIT = "synthesis"
 """Split of those who never did a task: maps are synthesized for them."""
+GONE, GONE_TRAINED = "withdrawn", "withdrawn_trained"
+"""Splits of lines whose participants withdrew; models had learnt from the second."""
 RELATED = "related"
 """Split of those who came later and are of one group (a family) with somebody trained or validated on."""
 
@@ -92,7 +94,7 @@ def extend(manifest: pd.DataFrame, found: Found, config: CohortConfig) -> pd.Dat
     _check_runs([*(Participant(str(subject), runs) for subject, runs in there), *found.participants])
     new = build(found, config)
     first = int(manifest["block"].max()) + 1
-    trained = set(manifest.loc[manifest["split"].isin(["train", "validation"]), "group"])
+    trained = set(manifest.loc[manifest["split"].isin(["train", "validation", GONE_TRAINED]), "group"]) - {""}
     new["split"] = np.where(new["split"] == UNSPLIT, UNSPLIT, np.where(new["group"].isin(trained), RELATED, "test"))
     new["block"] += first
     new["row"] += first * config.block_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterable
@@ -23,14 +24,27 @@ def digest(subject: str, salt: str) -> str:
     return hashlib.sha256(f"{salt}:{bare(subject)}".encode()).hexdigest()[:32]
 
 
-def read_names(text: str, origin: str) -> list[str]:
+def read_names(data: bytes, origin: str) -> list[str]:
     """Participants of a list, one per line (the first column, where there are more); a line of headings is passed over.
+
+    Parameters
+    ----------
+    data : bytes
+        Text in UTF-8, with or without a byte order mark, or with one in UTF-16.
+    origin : str
+        Named in the error.
 
     Raises
     ------
     ConfigError
-        When there is nobody in it.
+        When there is nobody in it, or it is no text.
     """
+    try:
+        text = data.decode("utf-16" if data[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{origin}: got something that is no text ({error}), expected a participant per line"
+        ) from error
     cells = (re.split(r"[,;\t ]", line.strip(), maxsplit=1)[0].strip("\"'") for line in text.splitlines())
     names = [cell for cell in cells if cell and cell.lower() not in {"eid", "subject", "participant_id"}]
     if not names:

@@ -9,7 +9,7 @@ import pandas as pd
 from dtg_ray.cohort import manifest
 from dtg_ray.cohort.layouts import Found, Participant
 from dtg_ray.cohort.withdrawal import digest
-from dtg_ray.errors import MissingFileError, StudyError
+from dtg_ray.errors import ConfigError, MissingFileError, StudyError
 from dtg_ray.stages.init import with_contrasts
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
@@ -112,6 +112,11 @@ def _phenotypes(study: Study, found: Found, new: list[str]) -> pd.DataFrame:
     """What is known about everybody; of those who were there before what was known then."""
     before = read_table(study.storage, PHENOTYPES)
     more = found.phenotypes.set_index("subject").reindex(new).rename_axis("subject").reset_index()
+    for name in before.columns.intersection(more.columns):
+        numeric = [pd.api.types.is_numeric_dtype(table[name]) for table in (before, more)]
+        if numeric[0] != numeric[1] and more[name].notna().any() and before[name].notna().any():
+            kinds = ["numbers" if one else "text" for one in numeric]
+            raise ConfigError(f"{name}: got {kinds[1]} for the new people, expected {kinds[0]} as of those before")
     return pd.concat([before[~before["subject"].isin(new)], more], ignore_index=True)
 
 

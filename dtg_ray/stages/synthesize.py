@@ -14,6 +14,7 @@ import pandas as pd
 
 from dtg_ray import ledger
 from dtg_ray.models import activation_values
+from dtg_ray.models.inference import ACTIVATIONS
 from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
@@ -25,8 +26,6 @@ from dtg_ray.stages.predictor import members_of
 from dtg_ray.stages.runtime import Crew, Options, Resources
 from dtg_ray.study import Study
 
-ACTIVATIONS = 4
-"""Outputs of layers, of the size of the largest, that are in memory at once: two, and what a convolution works with."""
 HANDED_ON = 3
 """Copies of a block's connectomes between two crews: where it was made, on its way, and where it is used."""
 
@@ -158,7 +157,8 @@ def memory_of_maps(study: Study, names: Sequence[str]) -> int:
     largest = max([activation_values(one, study.grid.shape)[1] for one in networks if one], default=0)
     of_blocks = sum(maps) * 2 * block * len(arrays_of(study))
     of_a_subject = 4 * max(maps, default=0) * (study.config.connectomes.windows + 2)
-    return of_blocks + of_a_subject + study.n_rois * n_voxels * 12 + ACTIVATIONS * largest * 4
+    of_a_network = ACTIVATIONS * largest * (2 if study.config.synthesis.precision == "bfloat16" else 4)
+    return of_blocks + of_a_subject + study.n_rois * n_voxels * 12 + of_a_network
 
 
 def seconds_per_subject(book: ledger.Ledger, name: str) -> tuple[float, int]:

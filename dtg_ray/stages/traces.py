@@ -82,7 +82,7 @@ def _look_into_table(data: bytes, words: re.Pattern[str]) -> Iterator[str]:
 
 
 def texts_of(column: Any) -> Iterator[str]:
-    """All different texts of a column, however deep they lie."""
+    """All different texts and whole numbers of a column, as texts, however deep they lie."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         yield from texts_of(column.dictionary)
@@ -94,8 +94,10 @@ def texts_of(column: Any) -> Iterator[str]:
     elif pa.types.is_struct(kind):
         for part in column.flatten():
             yield from texts_of(part)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
         yield from (str(text) for text in column.unique().to_pylist() if text)
+    elif pa.types.is_floating(kind):  # whole numbers beside missing ones
+        yield from (f"{value:.0f}" for value in column.unique().to_pylist() if value and float(value).is_integer())
 
 
 def groups_of_arrays(study: Study) -> list[str]:

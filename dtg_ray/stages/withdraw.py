@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
+from dtg_ray.cohort import manifest
 from dtg_ray.cohort.withdrawal import PREFIX, bare, digest
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.stages.add import read_withdrawn
+from dtg_ray.stages.maps import TRAINING
 from dtg_ray.stages.models import provenance_of
 from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_nobody
 from dtg_ray.store.arrays import along, erase, is_empty, write
@@ -25,7 +28,6 @@ from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
 
 log = logging.getLogger(__name__)
-SPLIT = "withdrawn"
 RESULTS = ("evaluation", "prediction", "report", "receipts/evaluate", "receipts/predict", "receipts/report")
 """What was computed of several people together: it is removed, and made again by the next run."""
 
@@ -103,12 +105,13 @@ def _sign_models_again(study: Study, erased: Collection[str], everywhere: Collec
     """
     before, after = ledger.Ledger(study), ledger.Ledger(study.without(erased))
     trained = {}
-    for name, config in study.config.models.items():
-        there = None if isinstance(config, EnsembleConfig) else provenance_of(study, name)
+    for name in sorted({file.split("/")[1] for file in study.storage.names("models")}):
+        there = provenance_of(study, name)
         if there is None:
             continue
-        stage, today = f"train/{name}", after.account(f"train/{name}").today()
-        if not before.account(stage).pending() and today and today != before.account(stage).today():
+        known = name in study.config.models and not isinstance(study.config.models[name], EnsembleConfig)
+        stage, today = f"train/{name}", after.account(f"train/{name}").today() if known else None
+        if known and not before.account(stage).pending() and today and today != before.account(stage).today():
             rows = Receipts(study.storage, stage).holding(ledger.MODEL, before.account(stage).owed[ledger.MODEL])
             row = Row(**{**vars(rows[name]), "fingerprint": today})
             Receipts(study.storage, stage).write(ledger.MODEL, [row], attempt=1, host="withdrawn")
@@ -148,8 +151,11 @@ def _empty_lines(study: Study, erased: Collection[str]) -> None:
     """Make lines of the manifest nobody's: from here on no stage reads them."""
     table = study.manifest.copy()
     gone = table["subject"].isin(list(erased))
-    for column, value in (("subject", NOBODY), ("group", ""), ("split", SPLIT), ("rest_bytes", 0)):
-        table.loc[gone, column] = value
+    learnt_from = table["split"].isin([*TRAINING, manifest.GONE_TRAINED])
+    table.loc[gone, "split"] = np.where(learnt_from[gone], manifest.GONE_TRAINED, manifest.GONE)
+    alone = gone & (table["group"] == table["subject"])  # who has no family is called so
+    for column, value, which in (("group", "", alone), ("subject", NOBODY, gone), ("rest_bytes", 0, gone)):
+        table.loc[which, column] = value
     table["rest"] = [[] if empty else runs for empty, runs in zip(gone, table["rest"], strict=True)]
     for column in ("contrasts", "retest"):
         table[column] = [{} if empty else maps for empty, maps in zip(gone, table[column], strict=True)]
@@ -183,6 +189,8 @@ def _erase_from_receipts(study: Study, everywhere: Collection[str]) -> None:
 def _erase_from_tables(study: Study, everywhere: Collection[str]) -> None:
     """Write the tables about people again without some of them."""
     for name in (PHENOTYPES, LEFT_OUT):
+        if not study.storage.exists(name):
+            continue
         table = read_table(study.storage, name)
         fewer = table[~table["subject"].isin(list(everywhere))]
         if len(fewer) < len(table):
@@ -197,6 +205,12 @@ def _remove(study: Study, folders: Iterable[str]) -> None:
 
 def describe(done: Withdrawal) -> list[str]:
     """What was erased and what the scan says, in words without names."""
+    if not done.erased:
+        return [
+            f"{done.study.uri}: none of the {len(done.names)} participants named is in the study; nothing was erased",
+            "  is this the right list? those who were named are kept out from now on",
+            f"  scan: {done.files} files read, {verdict(done)}",
+        ]
     lines = [
         f"{done.study.uri}: {len(done.erased)} of {len(done.names)} participants were in the study and are erased",
         f"  {len(done.study.cohort)} subjects are left; all who were named are kept out from now on",
@@ -208,6 +222,10 @@ def describe(done: Withdrawal) -> list[str]:
         )
     if done.erased:
         lines.append("  evaluation, prediction and report were removed: the next `dtg run` makes them without them")
-    verdict = "no trace of them" if not done.traces else f"TRACES in {len(done.traces)} places:"
-    lines.append(f"  scan: {done.files} files read, {verdict}")
+    lines.append(f"  scan: {done.files} files read, {verdict(done)}")
     return lines + [f"    {trace.file}: {trace.where}" for trace in done.traces[:20]]
+
+
+def verdict(done: Withdrawal) -> str:
+    """What the scan found, in words."""
+    return "no trace of them" if not done.traces else f"TRACES in {len(done.traces)} places:"

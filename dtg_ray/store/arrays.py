@@ -98,6 +98,7 @@ def _prepared(
     for key, (dimension, values) in coordinates.items():
         spec = ArraySpec(values.shape, (COORDINATES_PER_CHUNK,), (dimension,), str(values.dtype))
         _fill(_make(group, key, spec, storage.uri(f"{name}/{key}")), values, growing=dimension == GROWING)
+    _lengthen(group)
     # "coordinates" is where CF, and so xarray, looks for them
     wanted = {**attributes, "coordinates": " ".join(coordinates)}
     if dict(group.attrs) != wanted:
@@ -120,6 +121,14 @@ def _fill(coordinate: zarr.Array, values: NDArray[Any], *, growing: bool) -> Non
 
 def _shown(values: NDArray[Any]) -> str:
     return ", ".join(map(str, values[:4])) + (" ..." if len(values) > 4 else "")
+
+
+def _lengthen(group: zarr.Group) -> None:
+    """Let arrays that were not asked for today grow with the others: xarray wants one length of an axis."""
+    length = group[GROWING].shape[0] if GROWING in group else 0
+    for _, array, axis in along(group):
+        if array.shape[axis] < length:
+            array.resize((*array.shape[:axis], length, *array.shape[axis + 1 :]))
 
 
 def _open_or_create(storage: Storage, name: str) -> zarr.Group:

@@ -8,7 +8,7 @@ import pytest
 
 from cohort_files import write_bytes
 from dtg_ray.cohort.layouts import Found, Participant
-from dtg_ray.cohort.manifest import SPLITS, UNSPLIT, assign_splits, build
+from dtg_ray.cohort.manifest import SPLITS, UNSPLIT, assign_splits, build, extend
 from dtg_ray.cohort.phenotypes import empty_phenotypes
 from dtg_ray.config import CohortConfig
 from dtg_ray.errors import ConfigError
@@ -205,3 +205,39 @@ def test_a_run_of_two_subjects_is_refused(image):
     people = [Participant("a", [Scan(image)]), Participant("b", [Scan(image, mask="/data/m.nii.gz")])]
     with pytest.raises(ConfigError, match=r"x.nii.gz.* as a rest run of a and of b"):
         manifest(people, pd.DataFrame({"subject": ["a", "b"]}))
+
+
+class TestExtend:
+    """People who come later get blocks of their own; nothing of the lines before changes."""
+
+    def people(self, first, last, maps=True):
+        return [
+            Participant(f"sub-{n:02d}", [Scan(f"{n}.nii")], {"LH": Scan(f"{n}_lh.nii")} if maps else {})
+            for n in range(first, last)
+        ]
+
+    def found(self, people, **columns):
+        table = pd.DataFrame({"subject": [person.subject for person in people], **columns})
+        return Found(people, {}, table)
+
+    def test_appends_whole_blocks(self):
+        config = CohortConfig(block_size=4)
+        before = build(self.found(self.people(0, 6)), config).set_index("subject", drop=False)
+        after = extend(before, self.found(self.people(6, 12)), config)
+        pd.testing.assert_frame_equal(after.iloc[:6], before)
+        assert after["block"].tolist()[6:] == [2, 2, 2, 2, 3, 3]
+        assert after["row"].tolist()[6:] == [8, 9, 10, 11, 12, 13]
+        assert set(after["split"][6:]) == {"test"}
+
+    def test_who_did_no_task_is_to_be_synthesized(self):
+        config = CohortConfig(block_size=4)
+        before = build(self.found(self.people(0, 6)), config).set_index("subject", drop=False)
+        after = extend(before, self.found(self.people(6, 8, maps=False)), config)
+        assert set(after["split"][6:]) == {UNSPLIT}
+
+    def test_a_rest_run_of_somebody_there_is_refused(self):
+        config = CohortConfig(block_size=4)
+        before = build(self.found(self.people(0, 6)), config).set_index("subject", drop=False)
+        again = [Participant("sub-99", [Scan("3.nii")])]
+        with pytest.raises(ConfigError, match=r"got 3.nii as a rest run of sub-03 and of sub-99"):
+            extend(before, self.found(again), config)

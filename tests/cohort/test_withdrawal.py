@@ -16,12 +16,22 @@ from dtg_ray.errors import ConfigError
     ],
 )
 def test_lists_as_they_come(text):
-    assert read_names(text, "ids.csv") == ["1000001", "1000002"]
+    assert read_names(text.encode(), "ids.csv") == ["1000001", "1000002"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_spreadsheets_save_them(encoding):
+    assert read_names("eid\r\n1000001\r\n".encode(encoding), "ids.csv") == ["1000001"]
+
+
+def test_what_is_no_text_is_an_error():
+    with pytest.raises(ConfigError, match=r"ids.csv: got something that is no text"):
+        read_names(b"\xd0\xcf\x11\xe0\xa1", "ids.csv")
 
 
 def test_an_empty_list_is_an_error():
     with pytest.raises(ConfigError, match=r"ids.csv: got nobody"):
-        read_names("eid\n\n", "ids.csv")
+        read_names(b"eid\n\n", "ids.csv")
 
 
 def test_a_digest_is_of_one_person_in_one_study():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +12,50 @@ import yaml
 from dtg_ray.cohort.simulate import simulate
 from stage_tools import COHORT, SETTINGS, Arrays, Tools, lasting
 
-
-@pytest.fixture(scope="session")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    folder = tmp_path_factory.mktemp("cohort")
-    simulate(folder / "data", **COHORT)
-    settings = folder / "settings.yaml"
-    settings.write_text(yaml.safe_dump(SETTINGS))
-    return Tools(folder / "data", next((folder / "data").glob("tpl-*_probseg.nii.gz")), settings)
+Shared = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def finished(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
+    """Call it with a name and a function that fills an empty folder: one worker of pytest-xdist does it for all."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if hasattr(request.config, "workerinput") else base
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        with (common / f"{name}.made").open("a+") as made:
+            fcntl.flock(made, fcntl.LOCK_EX)
+            made.seek(0)
+            if path := made.read():
+                return Path(path)
+            folder = tmp_path_factory.mktemp(name)
+            fill(folder)
+            made.write(str(folder))
+            return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tools(shared: Shared) -> Tools:
+    """Images of a small cohort; not to be changed."""
+
+    def fill(folder: Path) -> None:
+        simulate(folder / "data", **COHORT)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+
+    folder = shared("cohort", fill)
+    return Tools(folder / "data", next((folder / "data").glob("tpl-*_probseg.nii.gz")), folder / "settings.yaml")
+
+
+@pytest.fixture(scope="session")
+def finished(tools: Tools, shared: Shared) -> Path:
     """A study after one undisturbed `dtg run`; not to be changed."""
-    root = tmp_path_factory.mktemp("finished") / "study"
-    tools.init(str(root))
-    tools.dtg("run", str(root), "--quiet", "--keep-connectomes")
-    return root
+
+    def fill(folder: Path) -> None:
+        tools.init(str(folder / "study"))
+        tools.process("run", str(folder / "study"), "--quiet", "--keep-connectomes")
+
+    return shared("finished", fill) / "study"
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def damaged(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_bad_rest_runs_fail_by_name_and_the_others_finish(tools: Tools, damaged: tuple[Path, Path]) -> None:
     data, root = damaged
-    done = tools.dtg("connectomes", str(root), check=3)
+    done = tools.process("connectomes", str(root), check=3)
     rows = ledger.account(Study(str(root)), "connectomes").rows.set_index("subject")
     failed = rows[rows["status"] == "failed"]
     assert set(failed.index) == set(DAMAGE)

@@ -293,7 +293,7 @@ class TestAgain:
 
 @pytest.mark.slow
 def test_on_ray_it_is_the_same_bytes(tools: Tools, finished: Path, out: Path, tmp_path: Path) -> None:
-    tools.dtg("export", str(finished), str(tmp_path / "out"), "--group", "--quiet", "--cpus", "2")
+    tools.process("export", str(finished), str(tmp_path / "out"), "--group", "--quiet", "--cpus", "2")
     assert files(tmp_path / "out") == files(out)
 
 

@@ -52,7 +52,7 @@ def test_killed_at_three_stages_ends_in_the_same_bytes(
         before = kept
         assert not (root / "receipts" / "predict").exists(), f"kill {number} came too late to interrupt anything"
     assert (root / "models" / "unet" / "model.json").exists()
-    tools.dtg("run", str(root), "--quiet", "--keep-connectomes")
+    tools.process("run", str(root), "--quiet", "--keep-connectomes")
     after = {path: path.read_bytes() for path in (root / "receipts").rglob("*.parquet")}
     assert before.items() <= after.items()
     assert arrays(root) == arrays(finished)

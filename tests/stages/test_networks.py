@@ -154,7 +154,7 @@ class TestInterrupted:
         assert len(history(study, "unet")) == 12
 
     def test_by_a_full_disk_loses_no_checkpoint(self, study: Path, tmp_path: Path, arrays: Arrays) -> None:
-        configure(study, unet=network(epochs=40))
+        configure(study, unet=network(epochs=16))
         process = self.start(study)
         while not list((study / "train" / "unet").glob("*/checkpoint-0000[3-9]-*.pt")):
             assert process.poll() is None, "training was over before it could be killed"
@@ -162,7 +162,7 @@ class TestInterrupted:
         process.kill()
         process.wait()
         kept = {path: path.read_bytes() for path in (study / "train/unet").glob("*/checkpoint-*.pt")}
-        configure(study, unet=network(epochs=40, checkpoint_minutes=60))  # does not change what is trained
+        configure(study, unet=network(epochs=16, checkpoint_minutes=60))  # does not change what is trained
         smallest = min(map(len, kept.values()))
         full = (
             "import resource, sys; from dtg_ray.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}));"
@@ -213,7 +213,7 @@ class TestInterrupted:
     ) -> None:
         configure(study, unet=network())
         assert dtg("train", str(study), "--inline", "--quiet") == 0
-        configure(study, unet=network(epochs=40))
+        configure(study, unet=network(epochs=16))
         command = [sys.executable, "-m", "dtg_ray.cli", "train", str(study), "--inline", "--quiet", "--overwrite"]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not list((study / "train" / "unet").glob("*/checkpoint-0000[4-9]-*.pt")):
@@ -225,7 +225,7 @@ class TestInterrupted:
         assert dtg("train", str(study), "--inline", *(["--overwrite"])) == 0
         first = capsys.readouterr().err.split("train/unet: epoch ")[1]
         assert int(first.split("/")[0]) > 4
-        assert len(history(study, "unet")) == 40
+        assert len(history(study, "unet")) == 16
         assert len({path.parent for path in (study / "train" / "unet").rglob("checkpoint-*")}) == 1
 
     def test_with_other_people_than_before_is_told(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,13 +286,21 @@ class TestAnotherConfiguration:
         assert dtg("train", str(study), "--quiet") == 0  # nothing to do
 
 
+@pytest.fixture(scope="module")
+def with_networks(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with a network to start from; not to be changed."""
+    root = tmp_path_factory.mktemp("pretrained") / "study"
+    shutil.copytree(prepared, root)
+    configure(root, unet=network(epochs=2), linear={"kind": "linear"})
+    assert dtg("train", str(root), "--inline", "--quiet") == 0
+    return root
+
+
 class TestFinetuned:
     @pytest.fixture
-    def pretrained(self, study: Path) -> Path:
-        """The study with a network that also predicts contrasts which the study does not have."""
-        configure(study, unet=network(epochs=2), linear={"kind": "linear"})
-        assert dtg("train", str(study), "--inline", "--quiet") == 0
-        return study
+    def pretrained(self, with_networks: Path, tmp_path: Path) -> Path:
+        """A study with a network that also predicts contrasts which another study does not have."""
+        return Path(shutil.copytree(with_networks, tmp_path / "study"))
 
     def test_with_a_frozen_head_it_moves_the_backbone_alone(self, pretrained: Path) -> None:
         assert self.finetune(pretrained, "unet", "frozen") == 0
@@ -555,19 +563,8 @@ class TestTransferCurve:
         tuned = {"kind": "finetuned", "start": "unet", "head": "new", "train": QUICK}
         configure(study, unet=network(), tuned=tuned)
         assert dtg("train", str(study), "--model", "unet", "--inline", "--quiet") == 0
-        arguments = (
-            "--finetuned",
-            "tuned",
-            "--scratch",
-            "unet",
-            "--inline",
-            "--seeds",
-            "2",
-            "--sizes",
-            "2",
-            "1%",
-            "50%",
-        )
+        models, sizes = ("--finetuned", "tuned", "--scratch", "unet"), ("--sizes", "2", "1%", "50%")
+        arguments = [*models, "--inline", "--seeds", "2", *sizes]
         assert dtg("transfer-curve", str(study), *arguments) == 0
         table = pd.read_parquet(study / "transfer/tuned-unet.parquet")
         assert len(table) == 2 * 2 * 2

@@ -111,7 +111,10 @@ class TestAFinishedStudy:
 
 
 class TestRunningAgain:
-    def test_changes_no_byte_and_starts_no_ray(self, tools: Tools, finished: Path) -> None:
+    def test_changes_no_byte_and_starts_no_ray(
+        self, tools: Tools, finished: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ray.init", None)
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
         again = tools.dtg("run", str(finished), "--keep-connectomes")
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
@@ -176,7 +179,7 @@ class TestTheCommandLine:
 
     def test_a_stage_out_of_turn_says_what_comes_first(self, tools: Tools, tmp_path: Path) -> None:
         root = tools.init(str(tmp_path / "study"))
-        done = tools.dtg("train", root, check=1)
+        done = tools.process("train", root, check=1)
         assert "connectomes" in done.stderr
         assert "dtg run" in done.stderr
 
@@ -205,7 +208,7 @@ def test_a_study_on_s3_has_the_same_arrays(tools: Tools, finished: Path, s3: Cal
 
     root = f"{s3()}/population/study"
     tools.init(root)
-    tools.dtg("run", root, "--quiet", "--keep-connectomes")
+    tools.dtg("run", root, "--inline", "--quiet", "--keep-connectomes")
     filesystem = s3fs.S3FileSystem()
     prefix = root.removeprefix("s3://")
     expected = arrays(finished)

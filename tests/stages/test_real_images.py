@@ -25,7 +25,7 @@ def test_connectomes_of_a_real_run_agree_with_plain_numpy(tools: Tools, tmp_path
     # the map only makes the study complete; connectomes do not look at it
     table.write_text(f"subject,rest,contrast:ANY\nreal-01,{BOLD},{MASK}\n")
     tools.dtg("init", str(root), "--table", str(table), "--rois", str(ROIS), "--mask", str(MASK), "--tr", "2.4")
-    tools.dtg("connectomes", str(root))
+    tools.dtg("connectomes", str(root), "--inline")
     study = Study(str(root))
 
     inside = nib.load(MASK).get_fdata() != 0

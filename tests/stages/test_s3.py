@@ -166,7 +166,7 @@ def test_a_whole_run_through_faults_is_the_run_without(tools: Tools, finished, a
     root = f"{s3()}/population/study"
     faults.by_chance(0.1, seed=5)
     tools.init(root)
-    tools.dtg("run", root, "--quiet")
+    tools.process("run", root, "--quiet", "--keep-connectomes")
     faults.share = 0
     storage = Storage(root)
     for name, data in arrays(finished).items():

@@ -107,5 +107,5 @@ def test_a_node_that_is_lost_is_replaced_by_another(tools: Tools, tmp_path: Path
         if driver is not None:
             driver.kill()
         cluster.shutdown()
-    tools.dtg("train", str(whole), "--quiet")
+    tools.process("train", str(whole), "--quiet")
     assert arrays(root) == arrays(whole)
