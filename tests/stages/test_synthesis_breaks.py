@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +26,11 @@ import yaml
 from dtg_ray import Study, ledger
 from dtg_ray.cli import main
 from dtg_ray.cohort.simulate import simulate
-from dtg_ray.stages import connectomes, predictor, synthesize
+from dtg_ray.stages import connectomes, mapping, predictor, synthesize
 from dtg_ray.stages.contrasts import ContrastWorker
 from dtg_ray.stages.mapping import BlockMaps, SynthesisWorker
+from dtg_ray.store import receipts
+from dtg_ray.store.receipts import Receipts
 from dtg_ray.study import cohort_bytes
 from stage_tools import Arrays
 
@@ -411,8 +413,6 @@ class TestAChunk:
 
 def take_out(root: Path, stage: str, unit: str, subject: str) -> None:
     """Let a receipt say nothing of a subject."""
-    from dtg_ray.store.receipts import Receipts
-
     Receipts(Study(str(root)).storage, stage).erase(unit, [subject])
 
 
@@ -448,8 +448,6 @@ class TestAFile:
         assert len(rows(done, "synthesize/unet")) == 12
 
     def test_that_is_a_torn_or_stale_index_is_not_believed(self, done: Path, cohort: Path, monkeypatch) -> None:
-        from dtg_ray.store import receipts
-
         monkeypatch.setattr(receipts, "MANY", 2)
         storage = Study(str(done)).storage
         index = receipts.Receipts(storage, "synthesize/unet")
@@ -635,22 +633,33 @@ class TestADiskThatIsReadOnly:
 
 
 class Turns:
-    """Two threads, of which one runs at a time; who goes on is drawn at each of their steps."""
+    """Two threads, of which one runs at a time.
 
-    def __init__(self, seed: int) -> None:
+    Who goes on is drawn at each of their steps, or comes from a script: who runs, until just before which step.
+    """
+
+    def __init__(self, seed: int, script: Sequence[tuple[int, str]] = ()) -> None:
         self._random, self._condition = random.Random(seed), threading.Condition()
-        self._waiting: list[int] = []
+        self._script, self._waiting = list(script), []
         self._turn, self._errors = 0, []
 
-    def step(self, *_: object, **__: object) -> None:
+    def step(self, what: str = "") -> None:
         """Somebody else may be next."""
         name = threading.current_thread().name
         if name not in {"driver 0", "driver 1"}:
             return
+        me = int(name[-1])
         with self._condition:
-            self._turn = self._random.choice(self._waiting)
+            self._turn = self._next(me, what)
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._turn == int(name[-1]))
+            self._condition.wait_for(lambda: self._turn == me)
+
+    def _next(self, me: int, what: str) -> int:
+        if not self._script:
+            return self._random.choice(self._waiting)
+        if (me, what) == self._script[0]:
+            del self._script[0]
+        return self._script[0][0] if self._script else self._random.choice(self._waiting)
 
     def run(self, *jobs) -> None:
         """Do all of them; the first error of any is raised."""
@@ -664,6 +673,7 @@ class Turns:
                 self._errors.append(error)
             with self._condition:
                 self._waiting.remove(number)
+                self._script = [part for part in self._script if part[0] != number]
                 self._turn = next(iter(self._waiting), -1)
                 self._condition.notify_all()
 
@@ -682,30 +692,28 @@ class Turns:
 
 def in_turns(monkeypatch: pytest.MonkeyPatch, turns: Turns) -> None:
     """Have a step before everything that another driver can see, or could have changed."""
-    from dtg_ray.stages import mapping
-    from dtg_ray.store.receipts import Receipts
-
-    for owner, name in (
-        (Receipts, "holding"),
-        (Receipts, "withdraw"),
-        (Receipts, "write"),
-        (Receipts, "erase"),
-        (connectomes, "read"),
-        (connectomes, "write"),
-        (connectomes, "write_rows"),
-        (mapping, "read"),
-        (mapping, "write_rows"),
-        (mapping, "kept_rows"),
+    for owner, name, what in (
+        (Receipts, "holding", "holding"),
+        (Receipts, "withdraw", "withdraw"),
+        (Receipts, "write", "receipt"),
+        (Receipts, "erase", "erase"),
+        (connectomes, "read", "read edges"),
+        (connectomes, "write", "windows"),
+        (connectomes, "write_rows", "edges"),
+        (mapping, "read", "read maps"),
+        (mapping, "write_rows", "maps"),
+        (mapping, "kept_rows", "kept maps"),
     ):
-        monkeypatch.setattr(owner, name, with_a_step(turns, getattr(owner, name)))
+        monkeypatch.setattr(owner, name, with_a_step(turns, getattr(owner, name), what))
 
 
-def with_a_step(turns: Turns, function):
-    """A function before which somebody else may be next."""
+def with_a_step(turns: Turns, function, what: str):
+    """A function before which somebody else may be next; receipts' are told apart by their stage."""
 
     @functools.wraps(function)
     def stepping(*arguments, **options):
-        turns.step()
+        stage = f" {arguments[0].stage}" if isinstance(arguments[0], Receipts) else ""
+        turns.step(what + stage)
         return function(*arguments, **options)
 
     return stepping
@@ -765,6 +773,33 @@ class TestTwoDrivers:
         turns.run(*(functools.partial(worker, self.UNIT) for worker in workers))
         monkeypatch.undo()
         self.finish(half, cohort)
+
+    def test_of_whom_one_undoes_maps_that_the_other_commits(
+        self, half: Path, cohort: Path, monkeypatch, caplog
+    ) -> None:
+        """The one that saw somebody fail writes between the maps and the receipt of the one that did not."""
+        for model in MODELS:
+            (half / f"receipts/synthesize/{model}/{self.UNIT}.parquet").unlink()
+        turns = Turns(0, [(0, "maps"), (1, "receipt synthesize/linear"), (0, "receipt synthesize/unet")])
+        workers = [SynthesisWorker(str(half), {self.UNIT: MODELS}, retry=retry) for retry in (False, True)]
+        in_turns(monkeypatch, turns)
+        turns.run(*(functools.partial(worker, self.UNIT) for worker in workers))
+        monkeypatch.undo()
+        assert "block-00000 of synthesize/linear: another run wrote it at the same time; 1 are owed" in caplog.text
+        self.finish(half, cohort)
+
+    def test_of_whom_one_undoes_roi_connectomes_of_the_other(
+        self, root: Path, cohort: Path, monkeypatch, caplog
+    ) -> None:
+        """It had read them before the other one wrote its own, and writes them back."""
+        synthesize._prepare(Study(str(root)), MODELS)
+        turns = Turns(0, [(1, "edges"), (0, "receipt connectomes"), (1, "the end")])
+        workers = [connectomes.ConnectomeWorker(str(root), splits) for splits in (None, ("test",))]
+        in_turns(monkeypatch, turns)
+        turns.run(*(functools.partial(worker, self.UNIT) for worker in workers))
+        monkeypatch.undo()
+        assert "block-00000 of connectomes: another run wrote it at the same time" in caplog.text
+        self.finish(root, cohort)
 
     @pytest.mark.parametrize("seed", SEEDS)
     def test_of_whom_one_stores_the_connectomes_of_some(self, root: Path, cohort: Path, monkeypatch, seed: int) -> None:
