@@ -224,7 +224,7 @@ class TestStale:
             ),
             ({"prediction": {"folds": 3}}, ["predict/synthetic-unet", "predict/measured", "predict/connectome"]),
             ({"prediction": {"features": ["measured"]}}, []),
-            ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two"}}, []),
+            ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two", "slab": 7}}, []),
             (
                 {"synthesis": {"precision": "float32"}},
                 ["synthesize/mean", "synthesize/unet", "evaluate/mean", *AFTER_MODEL[1:]],

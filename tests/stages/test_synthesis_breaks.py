@@ -305,7 +305,6 @@ class TestSettingsThatChangeAfterMapsWereMade:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"slab": 300}, "got an array with shape, chunks, dtype"),
             ({"contrasts": 1}, "got an array with shape, chunks, dtype"),
         ],
         ids=str,
