@@ -204,12 +204,11 @@ def finetune(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write maps as NIfTI files."""
-    from dtg_ray.cohort.withdrawal import read_names
     from dtg_ray.stages import export
     from dtg_ray.store.files import normalize, read
     from dtg_ray.study import Study
 
-    subjects = tuple(read_names(read(normalize(options.subjects)), options.subjects)) if options.subjects else None
+    subjects = tuple(read(normalize(options.subjects)).decode("utf-8-sig").split()) if options.subjects else None
     contrasts = tuple(options.contrasts) if options.contrasts else None
     group = options.group or options.group_only
     request = export.Request(options.model, subjects, contrasts, not options.group_only, group, options.space)

@@ -15,7 +15,6 @@ import zarr
 
 from dtg_ray.cohort import manifest
 from dtg_ray.cohort.layouts import Found, ukb, with_retest
-from dtg_ray.cohort.withdrawal import read_names
 from dtg_ray.config import DEFAULT_MODELS, BaselineConfig, StudyConfig, merge, parse, read_yaml, to_yaml
 from dtg_ray.errors import ConfigError, SubjectError, UsageError
 from dtg_ray.imaging.grid import Grid
@@ -73,7 +72,7 @@ def find(layout: str, root: str | list[str], subjects: str | None, settings: Map
     if subjects is None:
         found: Found = module.find(root, **settings)
         return found
-    wanted = read_names(read(normalize(subjects)), subjects)
+    wanted = list(dict.fromkeys(read(normalize(subjects)).decode("utf-8-sig").split()))
     if layout == "hcp":  # millions of objects, of which only theirs are listed
         settings = {**settings, "subjects": wanted}
     return _only(module.find(root, **settings), wanted, subjects)
