@@ -214,11 +214,14 @@ def export(options: argparse.Namespace) -> int:
     request = export.Request(options.model, subjects, contrasts, not options.group_only, group, options.space)
     result = export.run(Study(options.study), options.out, request, _options(options))
     if options.json:
-        print(json.dumps({"written": result.written, "kept": result.kept, "left_out": result.left_out}))
+        counts = {"written": result.written, "kept": result.kept, "removed": result.removed}
+        print(json.dumps({**counts, "left_out": result.left_out}))
         return SOME_FAILED if result.left_out else 0
     if not options.dry_run:
         of = f"of {result.source.name}, {result.subjects} subjects"
         print(f"{options.out}: {result.written} images written, {result.kept} were there already ({of})")
+        if result.removed:
+            print(f"{result.removed} images were removed: of people and contrasts that the study no longer has")
     for reason in result.left_out.values():
         print(f"left out: {reason}")
     return SOME_FAILED if result.left_out else 0

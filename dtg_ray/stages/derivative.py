@@ -273,7 +273,7 @@ def claim(out: Storage, derivative: Derivative) -> None:
     root, inside = _resolved(derivative.study.uri), _resolved(out.root)
     if f"{inside}/".startswith(f"{root}/"):
         raise UsageError(f"{out.root}: got a place inside the study, expected one outside of {derivative.study.uri}")
-    names = _top(out)
+    names = top(out)
     if DESCRIPTION not in names:
         if found := next((name for name in names if name == "study.yaml" or name.startswith("sub-")), ""):
             raise UsageError(
@@ -331,7 +331,7 @@ def _resolved(uri: str) -> str:
     return uri if is_remote(uri) else os.path.realpath(uri)
 
 
-def _top(out: Storage) -> set[str]:
+def top(out: Storage) -> set[str]:
     """What lies at the top of a place."""
     try:
         entries = out.fs.ls(out.root, detail=False)

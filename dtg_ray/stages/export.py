@@ -2,7 +2,7 @@
 
 An image is committed by its sidecar, which is written after it and holds a fingerprint of all that made it. What has
 the right one is not written again, so that an export that was interrupted goes on, and one of a study that has changed
-replaces what is outdated. Nothing is written into the study.
+replaces what is outdated and removes what the study no longer has. Nothing is written into the study.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dtg_ray import ledger
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.imaging import export
+from dtg_ray.stages import leftovers
 from dtg_ray.stages.derivative import Derivative, Source, as_json, begin, claim, source_of
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options, map_units, progress, session
@@ -74,6 +75,8 @@ class Exported:
         With maps.
     written, kept : int
         Images that were written, and that were there already.
+    removed : int
+        Images of people and contrasts that the study no longer has.
     left_out : dict of str to str
         Those of the subjects asked for who have no map, and why.
     """
@@ -82,6 +85,7 @@ class Exported:
     subjects: int
     written: int = 0
     kept: int = 0
+    removed: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -116,7 +120,10 @@ def run(study: Study, out: str, request: Request, options: Options) -> Exported:
     groups = list(work.contrasts) if request.group and len(people) else []
     todo = plan(work, len(blocks) + len(groups))
     todo.show(options)
-    if options.dry_run or not (blocks or groups):
+    if options.dry_run:
+        return result
+    result.removed = leftovers.remove(storage, work.leftovers(storage))
+    if not (blocks or groups):
         return result
     begin(storage, work.derivative)
     resources = resources_of(todo)
@@ -128,6 +135,7 @@ def run(study: Study, out: str, request: Request, options: Options) -> Exported:
                 for one in progress(results, totals[worker], worker.title, options):
                     result.written += int(one["written"])
                     result.kept += int(one["kept"])
+                    result.removed += int(one["removed"])
     return result
 
 
@@ -189,6 +197,19 @@ class Work:
     def rows(self) -> pd.DataFrame:
         """The receipts that hold today, a row per subject, indexed by subject."""
         return ledger.account(self.study, self.source.stage).rows.set_index("subject", drop=False)
+
+    @property
+    def gone(self) -> set[str]:
+        """Those of the study who have no map now and will have none as things are."""
+        return set(self.rows.index[self.rows["status"] != "done"])
+
+    def leftovers(self, out: Storage) -> list[str]:
+        """Images of a dataset that are nobody's any more; workers find those in the folders of their people."""
+        images = leftovers.of_people(out, self.derivative, self.gone)
+        if self.request.group:
+            wanted = {self.derivative.image(name, stat=stat) for name in self.source.contrasts for stat in STATISTICS}
+            images += leftovers.among(self.derivative, out.names("group"), wanted)
+        return images
 
     @functools.cached_property
     def people(self) -> pd.DataFrame:
@@ -275,9 +296,12 @@ class _Worker:
         self.out = Storage(out)
         self.writers = REMOTE_WRITERS if is_remote(out) else 1
 
-    def owed(self, documents: dict[str, dict[str, Any]], folders: Sequence[str]) -> dict[str, bool]:
+    def there(self, folders: Sequence[str]) -> set[str]:
+        """What some folders hold."""
+        return {name for folder in folders for name in self.out.names(folder)}
+
+    def owed(self, documents: dict[str, dict[str, Any]], there: set[str]) -> dict[str, bool]:
         """Which images are not there, or not with today's fingerprint, and whether they have an old sidecar."""
-        there = {name for folder in folders for name in self.out.names(folder)}
         sidecars = {image: export.sidecar_name(image) for image in documents}
         written = self.out.read_many([name for name in sidecars.values() if name in there])
         return {
@@ -307,17 +331,20 @@ class SubjectWorker(_Worker):
     def __call__(self, unit: str) -> dict[str, Any]:
         """Write what is owed of one block; a block and contrast is read once, or not at all."""
         people = self.work.people[self.work.people["unit"] == unit]
-        owners = {
+        having = {
             self.work.derivative.image(contrast, subject=subject): (subject, contrast)
             for subject in people["subject"]
-            for contrast in self.work.contrasts
+            for contrast in self.work.source.contrasts
             if self.work.has(subject, contrast)
         }
+        owners = {image: who for image, who in having.items() if who[1] in self.work.contrasts}
         documents = {
             image: self.work.derivative.sidecar(subject, contrast, _stamp(people.loc[subject]))
             for image, (subject, contrast) in owners.items()
         }
-        owed = self.owed(documents, [self.work.derivative.folder(subject) for subject in people["subject"]])
+        there = self.there([self.work.derivative.folder(subject) for subject in people["subject"]])
+        removed = leftovers.remove(self.out, leftovers.among(self.work.derivative, there, having))
+        owed = self.owed(documents, there)
         for contrast in self.work.contrasts:
             images = {image: who for image, (who, what) in owners.items() if what == contrast and image in owed}
             if images:
@@ -331,6 +358,7 @@ class SubjectWorker(_Worker):
             "failed": 0,
             "written": len(owed),
             "kept": len(documents) - len(owed),
+            "removed": removed,
         }
 
 
@@ -351,26 +379,22 @@ class GroupWorker(_Worker):
             )
             for stat in statistics
         }
-        owed = self.owed(documents, ["group"])
-        for stat in STATISTICS[len(statistics) :]:
-            self._withdraw(self.work.derivative.image(unit, stat=stat))
+        there = self.there(["group"])
+        without = [self.work.derivative.image(unit, stat=stat) for stat in STATISTICS[len(statistics) :]]
+        removed = leftovers.remove(self.out, [image for image in without if image in there])
+        owed = self.owed(documents, there)
         if owed:
             pooled = moments.pooled(self._blocks(unit, people), self.work.study.grid.n_voxels)
             values = dict(zip(documents, (pooled.mean, pooled.deviation), strict=False))
             for image, outdated in owed.items():
                 self.put(image, values[image], documents[image], outdated, "estimate")
-        kept = len(documents) - len(owed)
-        return {"unit": unit, "subjects": len(people), "failed": 0, "written": len(owed), "kept": kept}
+        counts = {"written": len(owed), "kept": len(documents) - len(owed), "removed": removed}
+        return {"unit": unit, "subjects": len(people), "failed": 0, **counts}
 
     def _blocks(self, contrast: str, people: pd.DataFrame) -> Iterator[NDArray[np.float16]]:
         """The maps of a contrast, block by block in their order."""
         for unit, members in people.groupby("unit", sort=True):
             yield self.work.read(str(unit), contrast, list(members["subject"]))
-
-    def _withdraw(self, image: str) -> None:
-        """Take away what an export of more subjects has left."""
-        self.out.delete(export.sidecar_name(image))
-        self.out.delete(image)
 
 
 def _stamp(row: pd.Series) -> list[str]:

@@ -13,17 +13,19 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from nilearn.image import mean_img
 from nilearn.maskers import NiftiMasker
 
 from cohort_files import make_study, task_map, write_map, write_rest, write_rois
-from dtg_ray import Study, __version__, cli
+from dtg_ray import Study, __version__, cli, ledger
 from dtg_ray.cohort.layouts import bids
 from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.stages import contrasts, export, init, synthesize, train
 from dtg_ray.stages.derivative import public_uri, without_credentials
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.files import Storage
+from dtg_ray.store.receipts import Receipts
 from stage_tools import Tools
 
 INLINE = Options(inline=True, quiet=True)
@@ -253,6 +255,47 @@ class TestAgain:
         changed = {name for name, at in times(tmp_path / "out").items() if at != before[name]}
         assert {name.split("/")[0] for name in changed} == {*block, "group"}
 
+    def test_people_and_contrasts_that_are_gone_go_from_the_dataset_too(
+        self, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        study, place = Path(shutil.copytree(finished, tmp_path / "study")), tmp_path / "maps"
+        assert run(study, place, "--group") == 0
+        (place / "sub-0002/func/notes.txt").write_text("mine")
+        (tmp_path / "ids.txt").write_text("sub-0002\n")
+        assert cli.main(["withdraw", str(study), str(tmp_path / "ids.txt")]) == 0
+        assert run(study, place, "--group") == 0
+        assert "3 images were removed" in capsys.readouterr().out
+        assert [path.name for path in (place / "sub-0002").rglob("*") if path.is_file()] == ["notes.txt"]
+        assert len(images(place)) == 23 * 3 + 3 * 2
+        config = (study / "study.yaml").read_text()
+        settings = yaml.safe_load(config)
+        settings["synthesis"]["contrasts"] = [FACES]
+        (study / "study.yaml").write_text(yaml.safe_dump(settings))
+        shutil.rmtree(study / "synthetic")
+        synthesize.run(Study(str(study)), INLINE, "unet")
+        assert run(study, place, "--group") == 0
+        assert f"{23 * 2 + 4} images were removed" in capsys.readouterr().out
+        assert len(images(place)) == 23 + 2
+
+    def test_who_is_still_to_be_done_keeps_the_images(self, finished: Path, tmp_path: Path) -> None:
+        study, place = Path(shutil.copytree(finished, tmp_path / "study")), tmp_path / "maps"
+        assert run(study, place) == 0
+        before = images(place)
+        (study / "receipts/synthesize/unet/block-00001.parquet").unlink()
+        assert run(study, place) == 0
+        assert images(place) == before
+
+    def test_who_fails_now_has_no_image(self, measured: Study, tmp_path: Path) -> None:
+        study = Path(shutil.copytree(measured.uri, tmp_path / "study"))
+        assert run(study, tmp_path / "out", "--model", "measured") == 0
+        before = images(tmp_path / "out")
+        receipts = Receipts(Storage(str(study)), "contrasts")
+        rows = receipts.holding("block-00000", ledger.map_fingerprints(measured, "contrasts")["block-00000"])
+        rows["sub-02"].status, rows["sub-02"].error_type = "failed", "SubjectError"
+        receipts.write("block-00000", rows.values(), attempt=1, host="")
+        assert run(study, tmp_path / "out", "--model", "measured") == 0
+        assert images(tmp_path / "out") == [name for name in before if not name.startswith("sub-02/")] != before
+
     def test_after_a_failure_goes_on(self, finished: Path, out: Path, tmp_path: Path) -> None:
         place = tmp_path / "out"
         place.mkdir()
@@ -365,7 +408,7 @@ class TestWho:
         assert run(finished, tmp_path / "out", "--json", "--contrasts", FACES) == 0
         plan, result = map(json.loads, capsys.readouterr().out.splitlines())
         assert plan["subjects"] == 24
-        assert result == {"written": 24, "kept": 0, "left_out": {}}
+        assert result == {"written": 24, "kept": 0, "removed": 0, "left_out": {}}
 
 
 class TestMeasured:
