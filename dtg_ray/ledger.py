@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.config import EnsembleConfig, FinetunedConfig, ImportedConfig, fingerprint, training_settings
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.receipts import Receipts
@@ -252,7 +253,7 @@ def _training(book: Ledger, model: str) -> str | None:
     start = model_hash(study, config.start) if isinstance(config, FinetunedConfig) else ""
     if start is None:
         return None
-    people = study.cohort[study.cohort["split"].isin(["train", "validation"])]
+    people = study.cohort[study.cohort["split"].isin(TRAINING)]
     inputs = [_flat(book.account(stage).owed) for stage in ("connectomes", "contrasts")]
     lines = [
         [subject, split, *(one[subject] for one in inputs)]

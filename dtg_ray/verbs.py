@@ -238,8 +238,8 @@ def _print_plan(study: Study) -> None:
 
 def stage(options: argparse.Namespace) -> int:
     """Run one stage, or all."""
+    from dtg_ray.cohort.manifest import TRAINING
     from dtg_ray.stages import pipeline
-    from dtg_ray.stages.maps import TRAINING
     from dtg_ray.stages.plan import how_to_change
     from dtg_ray.study import Study
 

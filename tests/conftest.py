@@ -135,4 +135,4 @@ def pytest_configure(config: pytest.Config) -> None:
     token.touch(mode=0o600)
     token.write_text("t" * 32)
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
-    os.environ["RAY_worker_niceness"] = "0"  # other tests share the cores
+    os.environ.update({"RAY_worker_niceness": "0"})  # other tests share the cores

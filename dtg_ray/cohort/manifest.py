@@ -15,6 +15,8 @@ from dtg_ray.imaging.streams import archive_of
 from dtg_ray.store.files import filesystem, is_remote
 
 SPLITS = ("train", "validation", "test")
+TRAINING = ("train", "validation")
+"""Splits on whose connectomes and maps models are trained."""
 REQUESTS = 16
 """Sizes of files asked for at once."""
 UNSPLIT = "synthesis"
@@ -94,7 +96,7 @@ def extend(manifest: pd.DataFrame, found: Found, config: CohortConfig) -> pd.Dat
     _check_runs([*(Participant(str(subject), runs) for subject, runs in there), *found.participants])
     new = build(found, config)
     first = int(manifest["block"].max()) + 1
-    trained = set(manifest.loc[manifest["split"].isin(["train", "validation", GONE_TRAINED]), "group"]) - {""}
+    trained = set(manifest.loc[manifest["split"].isin([*TRAINING, GONE_TRAINED]), "group"]) - {""}
     new["split"] = np.where(new["split"] == UNSPLIT, UNSPLIT, np.where(new["group"].isin(trained), RELATED, "test"))
     new["block"] += first
     new["row"] += first * config.block_size

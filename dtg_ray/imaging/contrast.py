@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray.errors import ShapeError, ValueRangeError
+from dtg_ray.float16 import LARGEST
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import open_series, read_sampled
 from dtg_ray.imaging.space import place
-
-LARGEST = float(np.finfo(np.float16).max)
 
 
 def read_contrast(scan: Scan, grid: Grid, *, minimum_coverage: float = 0.5) -> NDArray[np.float32]:

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray.errors import ModelError
+from dtg_ray.float16 import as_float16
 from dtg_ray.imaging.grid import Grid
 
 Float = NDArray[np.floating]
 Stored = Literal["float32", "float16"]
 """Types in which maps are wanted."""
-FLOAT16_MAX = 65504.0
 
 
 class RunningMean:
@@ -280,7 +280,7 @@ def rows_of(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
 
 def as_stored(values: Float, dtype: Stored) -> NDArray[Any]:
     """Values as float32 or float16; beyond float16, its largest or smallest."""
-    return (values.clip(-FLOAT16_MAX, FLOAT16_MAX) if dtype == "float16" else values).astype(dtype)
+    return as_float16(values) if dtype == "float16" else values.astype(dtype)
 
 
 def _members(parcels: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int64]]]:

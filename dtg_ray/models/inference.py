@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from dtg_ray.float16 import LARGEST
 from dtg_ray.imaging.grid import Grid
 from dtg_ray.models import activation_values, fast_layers
-from dtg_ray.models.baselines import FLOAT16_MAX, Stored
+from dtg_ray.models.baselines import Stored
 from dtg_ray.models.compiling import trouble_of
 from dtg_ray.models.unet import channels_last
 
@@ -276,5 +277,5 @@ def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in the type they are stored in; beyond float16, its largest or smallest."""
     if dtype == torch.float16:
         # bfloat16 has no number between this limit and what is infinite in float16
-        values = values.float().clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        values = values.float().clamp(-LARGEST, LARGEST)
     return values.to(dtype).contiguous()

@@ -1,4 +1,4 @@
-"""Images of an earlier export that the study no longer has: of people who withdrew or fail now, of contrasts dropped."""
+"""Images of an earlier export that the study no longer has: of people who withdrew or fail, of contrasts dropped."""
 
 from __future__ import annotations
 

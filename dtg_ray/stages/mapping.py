@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dtg_ray import ledger
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.errors import DamagedError
+from dtg_ray.float16 import as_float16
 from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
@@ -24,7 +25,6 @@ from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
 log = logging.getLogger(__name__)
-HALF = float(np.finfo(np.float16).max)
 
 
 def array_name(model: str) -> str:
@@ -173,7 +173,7 @@ class BlockMaps:
     def _put(self, subject: str, prediction: Prediction) -> None:
         made = {"maps": prediction.mean, "spread": prediction.spread}
         for name, values in self._values.items():
-            values[:, self._place[subject]] = np.clip(made[name], -HALF, HALF)
+            values[:, self._place[subject]] = as_float16(made[name])
 
     def commit(self) -> list[Row]:
         """Write the maps, then the receipt; returns what is new in it.

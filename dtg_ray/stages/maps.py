@@ -15,9 +15,6 @@ from dtg_ray.ledger import Ledger
 from dtg_ray.store.arrays import read
 from dtg_ray.study import Study
 
-TRAINING = ("train", "validation")
-"""Splits whose connectomes and maps a training reads."""
-
 
 class SubjectReader:
     """Reads one subject at a time; opens the arrays in the process that uses it.

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from dtg_ray import ledger
 from dtg_ray.cohort import manifest
+from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.errors import ConfigError, StudyError, UsageError
 from dtg_ray.stages.mapping import array_name
-from dtg_ray.stages.maps import TRAINING, require_settled
+from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle

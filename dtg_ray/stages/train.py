@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from dtg_ray import ledger
+from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.config import TRAINED_NETWORKS, BaselineConfig, TrainConfig
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.models import activation_values
 from dtg_ray.models.baselines import Retest
-from dtg_ray.stages.maps import TRAINING, chosen_models, require_stored, usable
+from dtg_ray.stages.maps import chosen_models, require_stored, usable
 from dtg_ray.stages.models import load_model, network_config, provenance_of, save_model, settings_of
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, session
@@ -67,7 +68,7 @@ def plan(study: Study, name: str, pending: list[str]) -> Plan:
     config = study.config.models[name]
     if config.kind in NOTHING_TO_FIT:
         return Plan(f"train/{name}", 1, len(pending), 0)
-    members = study.cohort[study.cohort["split"].isin(["train", "validation"])]
+    members = study.cohort[study.cohort["split"].isin(TRAINING)]
     one = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts))
     memory, cpus, waiting = one * 8 + 500 * 2**20, 1.0, ""
     if pending:

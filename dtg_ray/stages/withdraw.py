@@ -16,10 +16,10 @@ import pandas as pd
 
 from dtg_ray import ledger
 from dtg_ray.cohort import manifest
+from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.cohort.withdrawal import PREFIX, bare, digest
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.stages.add import read_withdrawn
-from dtg_ray.stages.maps import TRAINING
 from dtg_ray.stages.models import provenance_of
 from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_nobody
 from dtg_ray.store.arrays import along, erase, is_empty, write

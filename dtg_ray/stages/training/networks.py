@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dtg_ray import ledger
+from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint, training_settings
 from dtg_ray.errors import DTGError, StudyError
 from dtg_ray.models import build
@@ -118,7 +119,7 @@ def assign(study: Study, name: str, today: str) -> Assignment:
     predicted = study.config.contrasts_of(name)
     compared = [contrast for contrast in study.config.contrasts if contrast in predicted]
     book = ledger.Ledger(study)
-    training, validation = (usable(book, split, compared) for split in ("train", "validation"))
+    training, validation = (usable(book, split, compared) for split in TRAINING)
     least = max(2, 2 * config.train.workers)
     if len(training) < least:
         raise StudyError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dtg_ray.float16 import as_float16
 from dtg_ray.stages.training.world import World
 from dtg_ray.stats.metrics import pearson
 from dtg_ray.stats.reconstruction import diagonality_index, identification_accuracy, subject_correlation
@@ -14,7 +15,6 @@ from dtg_ray.stats.reconstruction import diagonality_index, identification_accur
 IDENTIFIED = 64
 """People that are told apart from each other; their maps are in memory at once, shared among the workers."""
 
-HALF = float(np.finfo(np.float16).max)
 Maps = NDArray[np.floating]
 
 
@@ -65,7 +65,7 @@ def validate(
 
 def _half(maps: Maps) -> NDArray[np.float16]:
     """Float16, as maps are stored: what is beyond its range becomes the end of it."""
-    return np.clip(maps, -HALF, HALF).astype(np.float16)
+    return as_float16(maps)
 
 
 def subject_figures(predicted: Maps, actual: Maps) -> tuple[NDArray[np.float64], float, float]:
