@@ -13,7 +13,7 @@ STAGE_VERBS = {
     "connectomes": "voxel-to-ROI and ROI-to-ROI connectomes of all subjects",
     "contrasts": "read the measured task maps",
     "train": "train the models on subjects with rest and task",
-    "synthesize": "synthesize task maps for everybody with a connectome",
+    "synthesize": "synthesize everybody's task maps, from rest runs or stored connectomes",
     "evaluate": "compare synthetic with measured maps of held-out subjects",
     "predict": "predict phenotypes, with permutation tests",
     "report": "draw synthetic maps beside measured ones",
@@ -37,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text, epilog=EPILOG)
         verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
         _add_run_options(verb)
+        _add_again_options(verb)
         if name in WITH_MODEL:
             verb.add_argument("--model", help="only this model of study.yaml")
         if name == "connectomes":
-            verb.add_argument("--training-only", action="store_true", help="only of those models are trained on")
+            verb.add_argument("--training-only", action="store_true", help="only of those whom models are trained on")
         verb.set_defaults(verb=does.stage, stage=name, model=None)
     _add_import(verbs)
     _add_finetune(verbs)
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("study", nargs="?", default="demo/study", help="where the study goes (default: demo/study)")
     demo.add_argument("--data", default="demo/data", help="local folder for the simulated images (default: demo/data)")
     _add_run_options(demo)
+    _add_again_options(demo)
     demo.set_defaults(verb=does.demo)
     return top
 
@@ -65,13 +67,16 @@ def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--cpus", type=int, help="CPUs that a Ray of its own may use (default: all)")
     verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     verb.add_argument("--json", action="store_true", help="plans as JSON, a line each")
+    verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
+
+
+def _add_again_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--retry-failed", action="store_true", help="do blocks with failed subjects again")
     verb.add_argument("--overwrite", action="store_true", help="train anew and replace the models that are there")
     verb.add_argument("--keep-connectomes", action="store_true", help="store everybody's, not only of the training")
     verb.add_argument(
         "--allow-failures", type=int, metavar="N", help="stop when more subjects failed; exit code 0 with up to N"
     )
-    verb.add_argument("--quiet", action="store_true", help="no plans and no progress bars")
 
 
 def _add_import(verbs: Any) -> None:  # argparse gives this object no public name
@@ -105,6 +110,7 @@ def _add_finetune(verbs: Any) -> None:  # argparse gives this object no public n
     )
     verb.add_argument("--config", help="of a checkpoint: see import-model")
     _add_run_options(verb)
+    _add_again_options(verb)
     verb.set_defaults(verb=does.finetune)
 
 

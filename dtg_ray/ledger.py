@@ -1,6 +1,6 @@
 """What a study owes: the units of every stage, the fingerprint of everybody in them today, and which receipts hold.
 
-Nothing here looks at arrays: "done" means a row of a receipt with today's fingerprint.
+Nothing here looks into arrays: "done" means a row of a receipt with today's fingerprint, and that the array is there.
 """
 
 from __future__ import annotations
@@ -107,11 +107,28 @@ class Ledger:
         verb, _, name = stage.partition("/")
         owed = OWED[verb](self, name)
         rows = Receipts(self.study.storage, stage).read([unit for unit, members in owed.items() if _known(members)])
-        if verb == "train" and model_hash(self.study, name) is None:
-            rows = rows[:0]  # model.json is what commits a model: somebody took it away
+        if len(rows) and is_gone(self.study, stage):
+            rows = rows[:0]
         today = {subject: one for members in owed.values() for subject, one in members.items()}
         holds = rows["fingerprint"] == rows["subject"].map(today) if len(rows) else np.zeros(0, dtype=bool)
         return Account(stage, owed, rows[holds].reset_index(drop=True))
+
+
+def array_of(stage: str) -> str:
+    """The Zarr group that a stage writes; empty for one that writes none."""
+    verb, _, name = stage.partition("/")
+    return {"connectomes": "connectomes.zarr", "contrasts": "contrasts.zarr"}.get(
+        stage, f"synthetic/{name}.zarr" if verb == "synthesize" else ""
+    )
+
+
+def is_gone(study: Study, stage: str) -> bool:
+    """Whether somebody took away what the receipts of a stage speak of: a whole array, or a model."""
+    verb, _, name = stage.partition("/")
+    if verb == "train":
+        return model_hash(study, name) is None
+    file = array_of(stage) and f"{array_of(stage)}/zarr.json"
+    return bool(file) and not study.storage.read_many([file])
 
 
 def _known(members: Mapping[str, str | None]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from dtg_ray.errors import UsageError
@@ -40,22 +41,11 @@ PARAMETERS = {"rest-task": "rest_task", "phenotypes": "tables"}
 
 
 def _options(options: argparse.Namespace) -> Options:
-    from dtg_ray.stages.runtime import Options, check_address
+    from dtg_ray.stages.runtime import Options, check
 
-    names = (
-        "address",
-        "inline",
-        "dry_run",
-        "retry_failed",
-        "quiet",
-        "json",
-        "cpus",
-        "overwrite",
-        "keep_connectomes",
-        "allow_failures",
-    )
-    chosen = Options(**{name: getattr(options, name) for name in names})
-    check_address(chosen)
+    given = vars(options)
+    chosen = Options(**{item.name: given[item.name] for item in fields(Options) if item.name in given})
+    check(chosen)
     return chosen
 
 

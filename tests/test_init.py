@@ -140,7 +140,7 @@ class TestOnce:
         before = contents(tmp_path)
         with pytest.raises(UsageError, match=named) as caught:
             again(tmp_path, **settings)
-        assert "delete that study first" in caught.value.hint
+        assert "dtg init --add" in caught.value.hint
         assert contents(tmp_path) == before
 
     def test_another_cohort_is_another_study(self, tmp_path):

@@ -144,7 +144,7 @@ def run_blocks(
     pending: Sequence[str],
     stages: Sequence[str],
     crews: Sequence[Crew],
-    prepare: Callable[[], object],
+    prepare: Callable[[bool], object],
     options: Options,
 ) -> bool:
     """Do the blocks that are pending, after their plan was shown; whether there was anything to do.
@@ -160,12 +160,16 @@ def run_blocks(
     crews : sequence of Crew
         One does all of a block's work, or several one after the other; see `map_units`.
     prepare : callable
-        Makes the arrays; called only when there is something to do.
+        Makes the arrays, or with True only checks those that are there; called when there is something to do.
     options : Options
     """
-    if options.dry_run or not pending or plan.waiting:
+    if not pending or plan.waiting:
         return False
-    prepare()
+    if options.dry_run:
+        prepare(True)
+        return False
+    forget_gone(study, stages)
+    prepare(False)
     index_receipts(study, stages)  # of a run that was killed
     with session(options):
         results = map_units(crews, pending, options)
@@ -173,6 +177,15 @@ def run_blocks(
             pass
     index_receipts(study, stages)
     return True
+
+
+def forget_gone(study: Study, stages: Sequence[str]) -> None:
+    """Take back all receipts of arrays that somebody removed, before these are made again."""
+    for stage in stages:
+        if ledger.is_gone(study, stage):
+            receipts = Receipts(study.storage, stage)
+            for unit in receipts.units():
+                receipts.delete(unit)
 
 
 def index_receipts(study: Study, stages: Sequence[str]) -> None:

@@ -21,10 +21,11 @@ from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
 from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, recorded, run_blocks, take_back
+from dtg_ray.stages.layout import coordinates, make_or_check
 from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options
-from dtg_ray.store.arrays import ArraySpec, prepare, read, write, write_rows
+from dtg_ray.store.arrays import ArraySpec, read, write, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
 
@@ -32,7 +33,7 @@ Windows = NDArray[np.float16]
 Edges = NDArray[np.float32]
 log = logging.getLogger(__name__)
 STAGE = "connectomes"
-NAME = "connectomes.zarr"
+NAME = ledger.array_of(STAGE)
 VOLUMES_GUESS = 500
 """Volumes of a run that cannot be looked at."""
 HEADERS_LOOKED_AT = 8
@@ -53,45 +54,26 @@ def run(study: Study, options: Options, splits: Sequence[str] | None = None) -> 
     return (ledger.account(study, STAGE) if changed else account).rows
 
 
-def make_arrays(study: Study) -> None:
-    """Make connectomes.zarr, or check the one that is there."""
+def make_arrays(study: Study, dry: bool = False) -> None:
+    """Make connectomes.zarr, or check the one that is there; a dry one only checks it."""
     n_rows, n_rois, n_voxels = study.n_rows, study.n_rois, study.grid.n_voxels
     edges = n_rois * (n_rois - 1) // 2
-    prepare(
-        study.storage,
-        NAME,
-        {
-            "connectome": ArraySpec(
-                (n_rows, study.config.connectomes.windows, n_rois, n_voxels),
-                (1, 1, n_rois, n_voxels),
-                ("subject", "window", "roi", "voxel"),
-                attributes={"long_name": "Pearson correlation of voxel and ROI", "units": "1"},
-            ),
-            "roi_connectome": ArraySpec(
-                (n_rows, edges),
-                (study.config.cohort.block_size, edges),
-                ("subject", "edge"),
-                "float32",
-                {"long_name": "Pearson correlation of ROIs, upper triangle row by row", "units": "1"},
-            ),
-        },
-        coordinates(study),
-        space(study),
-    )
-
-
-def space(study: Study) -> dict[str, object]:
-    """Where the voxel axis lies, so that an array can be understood without the rest of the study."""
-    return {"affine": study.grid.affine.tolist(), "grid_shape": list(study.grid.shape), "voxel_order": "C, mask only"}
-
-
-def coordinates(study: Study) -> dict[str, tuple[str, np.ndarray]]:
-    """Who the rows belong to and positions of the voxels (mm), shared by all arrays of a study."""
-    places = study.grid.coordinates
-    return {
-        "subject": ("subject", study.row_names),
-        **{axis: ("voxel", places[:, number]) for number, axis in enumerate("xyz")},
+    specs = {
+        "connectome": ArraySpec(
+            (n_rows, study.config.connectomes.windows, n_rois, n_voxels),
+            (1, 1, n_rois, n_voxels),
+            ("subject", "window", "roi", "voxel"),
+            attributes={"long_name": "Pearson correlation of voxel and ROI", "units": "1"},
+        ),
+        "roi_connectome": ArraySpec(
+            (n_rows, edges),
+            (study.config.cohort.block_size, edges),
+            ("subject", "edge"),
+            "float32",
+            {"long_name": "Pearson correlation of ROIs, upper triangle row by row", "units": "1"},
+        ),
     }
+    make_or_check(study, NAME, specs, coordinates(study), dry)
 
 
 def plan(book: ledger.Ledger, pending: list[str], splits: Sequence[str] | None = None) -> Plan:

@@ -15,15 +15,15 @@ from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, describe_input, kept_rows, recorded, run_blocks
-from dtg_ray.stages.connectomes import coordinates, space
+from dtg_ray.stages.layout import coordinates, make_or_check
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options
-from dtg_ray.store.arrays import ArraySpec, prepare, write_rows
+from dtg_ray.store.arrays import ArraySpec, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study
 
 STAGE = "contrasts"
-NAME = "contrasts.zarr"
+NAME = ledger.array_of(STAGE)
 MAPS = {"maps": "contrast map"}
 
 
@@ -42,13 +42,13 @@ def read_maps(
     todo.show(options)
     make_worker = functools.partial(worker, retry=options.retry_failed)
     crew = Crew(make_worker, (study.uri, stage), resources_of(todo))
-    make = functools.partial(make_maps, study, name, study.config.contrasts)
+    make = functools.partial(make_maps, study, name, study.config.contrasts, MAPS)
     changed = run_blocks(study, todo, pending, [stage], [crew], make, options)
     return (ledger.account(study, stage) if changed else account).rows
 
 
-def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping[str, str] = MAPS) -> None:
-    """Make arrays of maps (contrast, subject, voxel), chunked by block and slab of voxels."""
+def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping[str, str], dry: bool = False) -> None:
+    """Make arrays of maps (contrast, subject, voxel), chunked by block and slab of voxels; a dry one checks them."""
     n_voxels = study.grid.n_voxels
     shape = (len(contrasts), study.n_rows, n_voxels)
     chunks = (1, study.config.cohort.block_size, min(study.config.synthesis.slab, n_voxels))
@@ -58,7 +58,7 @@ def make_maps(study: Study, name: str, contrasts: Sequence[str], arrays: Mapping
     }
     names = np.array(contrasts, dtype=np.dtypes.StringDType())
     places = {"contrast": ("contrast", names), **coordinates(study)}
-    prepare(study.storage, name, specs, places, space(study))
+    make_or_check(study, name, specs, places, dry)
 
 
 def plan(study: Study, account: ledger.Account, pending: list[str], column: str) -> Plan:

@@ -21,8 +21,8 @@ BASELINE_SECONDS_PER_VALUE = 1e-9
 """Of a model that is no network, per value of its maps and ROI."""
 BYTES_PER_REQUEST = 32 * 2**20
 """Of an image, as it is read from an object store."""
-PER_BLOCK = 4
-"""Requests of a block besides its chunks: its receipt is looked at twice, taken back and written."""
+PER_BLOCK = 5
+"""Requests of a block besides its chunks: its receipt is looked at twice, taken back and written, a chunk read back."""
 
 
 def measured(account: Account) -> tuple[float, int]:

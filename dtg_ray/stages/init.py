@@ -276,7 +276,7 @@ def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenoty
     if different:
         raise UsageError(
             f"{study.uri}: got another study there, which differs in {', '.join(different)}; it was not touched",
-            hint="choose another place, or delete that study first",
+            hint="people who came later are appended by `dtg init --add`; for another study choose another place",
         )
 
 

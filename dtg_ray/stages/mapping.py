@@ -20,7 +20,7 @@ from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
 from dtg_ray.stages.predictor import Prediction, Predictor, check_finite
-from dtg_ray.store.arrays import read, write_rows
+from dtg_ray.store.arrays import along, erase, read, write_rows
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def array_name(model: str) -> str:
     """Where the maps of a model are."""
-    return f"synthetic/{model}.zarr"
+    return ledger.array_of(f"synthesize/{model}")
 
 
 NOTHING: dict[str, dict[str, Prediction]] = {}
@@ -140,9 +140,9 @@ class BlockMaps:
         self._place = (study.block(block.number)["row"] - self._rows.start).astype(int).to_dict()
         self._done = block.done(model)
         self._attempt = self._receipts.withdraw(block.unit, self._done.values(), socket.gethostname())
-        self._arrays = {
-            name: study.storage.open_array(array_name(model), name, writable=True) for name in arrays_of(study)
-        }
+        group, wanted = study.storage.open_zarr(array_name(model), writable=True), arrays_of(study)
+        self._arrays = {name: study.storage.open_array(array_name(model), name, writable=True) for name in wanted}
+        self._dropped = [array for name, array, _ in along(group) if name not in wanted]  # a spread asked for before
         self._values = {name: self._kept(name) for name in self._arrays}
         self._new: list[Row] = []
 
@@ -183,6 +183,8 @@ class BlockMaps:
         unit = self._block.unit
         for name, values in self._values.items():
             write_rows(self._arrays[name], 1, self._rows, values)
+        for array in self._dropped:
+            erase(array, 1, range(self._rows.start, self._rows.stop))
         rows = [*self._done.values(), *self._new]
         made = {row.subject: row.fingerprint for row in rows}
         today = {subject: made[subject] for subject in self._block.connectomes if subject in made}

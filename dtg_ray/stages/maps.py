@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray import ledger
-from dtg_ray.errors import DamagedError, ModelError, StudyError
+from dtg_ray.errors import DamagedError, StudyError, UsageError
 from dtg_ray.ledger import Ledger
 from dtg_ray.store.arrays import read
 from dtg_ray.study import Study
@@ -135,12 +135,12 @@ def chosen_models(study: Study, model: str | None) -> list[str]:
 
     Raises
     ------
-    ModelError
+    UsageError
         When the study has no such model.
     """
     names = list(study.config.models)
     if model is not None and model not in names:
-        raise ModelError(f"got model {model!r}, expected one of {', '.join(names)}")
+        raise UsageError(f"got model {model!r}, expected one of {', '.join(names)}")
     return [model] if model else names
 
 

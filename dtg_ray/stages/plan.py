@@ -14,7 +14,7 @@ CHANGES = {
     "writes": "synthesis.contrasts, connectomes.windows; synthesis.slab and cohort.block_size: fewer, larger objects",
     "memory": "cohort.block_size, connectomes.windows, grid.resolution",
     "time": "--cpus, more nodes, synthesis.gpus_per_actor, synthesis.precision",
-    "requests": "cohort.block_size, synthesis.slab",
+    "requests": "cohort.block_size, synthesis.slab, --keep-connectomes",
 }
 """What changes a figure, before a study is begun."""
 
@@ -108,7 +108,7 @@ class Plan:
 def how_to_change() -> list[str]:
     """What to turn, in words."""
     return [
-        "what changes it (settings are those of study.yaml):",
+        "what changes it (settings of study.yaml; grid, windows, contrasts and block_size before the first run):",
         *(f"    {key:<9}{text}" for key, text in CHANGES.items()),
     ]
 

@@ -341,9 +341,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
-def check_address(options: Options) -> None:
-    """Refuse options that contradict each other."""
+def check(options: Options) -> None:
+    """Refuse options that contradict each other, or make no sense."""
     if options.inline and options.address:
         raise UsageError("got --inline and --address, expected one of them")
     if options.cpus is not None and (options.cpus < 1 or options.inline or options.address):
         raise UsageError("got --cpus, expected at least one, for a Ray of its own: without --inline and --address")
+    if options.allow_failures is not None and options.allow_failures < 0:
+        raise UsageError(f"got --allow-failures {options.allow_failures}, expected a number of subjects")

@@ -7,6 +7,7 @@ visit take the place of a model's as they were measured.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from dtg_ray.stages.predictor import members_of
 from dtg_ray.stages.runtime import Crew, Options, Resources
 from dtg_ray.study import Study
 
+log = logging.getLogger(__name__)
 HANDED_ON = 3
 """Copies of a block's connectomes between two crews: where it was made, on its way, and where it is used."""
 
@@ -68,6 +70,8 @@ def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger
     book = ledger.Ledger(study)
     for member in dict.fromkeys(member for name in names for member in members_of(study, name)):
         refuse_damaged(study, member)
+        if book.account(f"train/{member}").pending() and ledger.model_hash(study, member):
+            log.warning("%s: trained by other settings or on other people than now: `dtg train` says which", member)
     owed = {name: owed_units(book, name, options) for name in names}
     plans = [plan(book, name, owed[name]) for name in names]
     ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
@@ -117,13 +121,13 @@ def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:
     return sorted({*account.pending(retry_failed=options.retry_failed), *again})
 
 
-def _prepare(study: Study, names: Sequence[str]) -> None:
-    """Look whether the models can be used at all, then make the arrays."""
+def _prepare(study: Study, names: Sequence[str], dry: bool = False) -> None:
+    """Look whether the models can be used at all, then make the arrays, unless dry, or check those that are there."""
     for member in dict.fromkeys(member for name in names for member in members_of(study, name)):
         load_model(study, member)
-    connectomes.make_arrays(study)
+    connectomes.make_arrays(study, dry)
     for name in names:
-        make_maps(study, array_name(name), study.config.maps_of(name), arrays_of(study))
+        make_maps(study, array_name(name), study.config.maps_of(name), arrays_of(study), dry)
 
 
 def crews(study: Study, models: Mapping[str, Sequence[str]], names: Sequence[str], options: Options) -> list[Crew]:

@@ -119,5 +119,5 @@ def _look_into_arrays(study: Study, name: str, words: re.Pattern[str]) -> Iterat
     if any(words.search(str(subject)) for subject in group["subject"][:]):
         yield Trace(f"{name}/subject", "the axis of subjects")
     for key, array, axis in along(group):
-        if not all(is_empty(array, axis, row) for row in empty if row < array.shape[axis]):
+        if not is_empty(array, axis, [row for row in empty if row < array.shape[axis]]):
             yield Trace(f"{name}/{key}", "a row of nobody is not empty")

@@ -22,7 +22,7 @@ from dtg_ray.config import EnsembleConfig
 from dtg_ray.stages.add import read_withdrawn
 from dtg_ray.stages.models import provenance_of
 from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_nobody
-from dtg_ray.store.arrays import along, erase, is_empty, write
+from dtg_ray.store.arrays import along, erase, write
 from dtg_ray.store.receipts import INDEX, Receipts, Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
@@ -168,9 +168,7 @@ def _erase_rows(study: Study) -> None:
     for name in groups_of_arrays(study):
         group = study.storage.open_zarr(name, writable=True)
         for _, array, axis in along(group):
-            for row in empty:
-                if row < array.shape[axis] and not is_empty(array, axis, row):
-                    erase(array, (*[slice(None)] * axis, row))
+            erase(array, axis, [row for row in empty if row < array.shape[axis]])
         names = group["subject"]
         write(names, slice(None), study.row_names[: names.shape[0]])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,24 @@ def prepare(
         return _prepared(storage, name, arrays, coordinates, attributes)
 
 
+def check(
+    storage: Storage,
+    name: str,
+    arrays: Mapping[str, ArraySpec],
+    coordinates: Mapping[str, tuple[str, NDArray[Any]]],
+) -> None:
+    """Refuse what `prepare` would refuse, before anything is begun; what is not there yet is in order."""
+    with understood(storage.uri(name)):
+        try:
+            group = zarr.open_group(storage.zarr_store(name, read_only=True), mode="r", zarr_format=3)
+        except FileNotFoundError:
+            return
+        for key in arrays.keys() & set(group):
+            _check(group[key], arrays[key], storage.uri(f"{name}/{key}"))
+        for key in coordinates.keys() & set(group) - {GROWING}:
+            _is_filled(group[key], coordinates[key][1])
+
+
 def _prepared(
     storage: Storage,
     name: str,
@@ -108,16 +126,22 @@ def _prepared(
 
 
 def _fill(coordinate: zarr.Array, values: NDArray[Any], *, growing: bool) -> None:
-    """Write a coordinate where that was not done yet; what has a meaning gets no other one."""
+    """Write a coordinate where that was not done yet."""
+    if growing:
+        if not np.array_equal(read(coordinate, slice(None)), values):
+            coordinate[:] = values
+    elif not _is_filled(coordinate, values):
+        coordinate[:] = values
+
+
+def _is_filled(coordinate: zarr.Array, values: NDArray[Any]) -> bool:
+    """Whether a coordinate was written; what has a meaning gets no other one."""
     there = read(coordinate, slice(None))
     if np.array_equal(there, values):
-        return
-    if not growing and (there != coordinate.fill_value).any():
-        raise StudyError(
-            f"{where(coordinate)}: got {_shown(there)}, expected {_shown(values)}",
-            hint=CHANGED,
-        )
-    coordinate[:] = values
+        return True
+    if (there != coordinate.fill_value).any():
+        raise StudyError(f"{where(coordinate)}: got {_shown(there)}, expected {_shown(values)}", hint=CHANGED)
+    return False
 
 
 def _shown(values: NDArray[Any]) -> str:
@@ -237,11 +261,30 @@ def along(group: zarr.Group, dimension: str = GROWING) -> Iterator[tuple[str, za
             yield key, array, dimensions.index(dimension)
 
 
-def is_empty(array: zarr.Array, axis: int, row: int) -> bool:
-    """Whether a row holds nothing but NaN."""
-    return bool(np.isnan(read(array, (*[slice(None)] * axis, row))).all())
+def is_empty(array: zarr.Array, axis: int, rows: Collection[int]) -> bool:
+    """Whether some rows of an axis hold nothing but NaN."""
+    parts = _parts(array, axis, rows)
+    return all(np.isnan(np.take(read(array, index), places, axis)).all() for index, places in parts)
 
 
-def erase(array: zarr.Array, index: tuple[Any, ...]) -> None:
-    """Set a part back to "nothing written" (NaN), so that no result of an earlier attempt survives."""
-    write(array, index, np.nan)
+def erase(array: zarr.Array, axis: int, rows: Collection[int]) -> None:
+    """Set rows of an axis back to "nothing written" (NaN), so that nothing of them survives."""
+    for index, places in _parts(array, axis, rows):
+        values = read(array, index).copy()
+        of_rows = np.moveaxis(values, axis, 0)
+        if not np.isnan(of_rows[places]).all():
+            of_rows[places] = np.nan
+            write(array, index, values)
+
+
+def _parts(array: zarr.Array, axis: int, rows: Collection[int]) -> Iterator[tuple[tuple[slice, ...], list[int]]]:
+    """Whole chunks of an array that have any of some rows, so many at a time as fit in memory, and where these are."""
+    chunk = array.chunks[axis]
+    for first in sorted({row // chunk * chunk for row in rows}):
+        places = [row - first for row in rows if first <= row < first + chunk]
+        inside = slice(first, min(first + chunk, array.shape[axis]))
+        before = range(0, array.shape[0], array.chunks[0]) if axis else ()
+        for start in before:
+            yield (slice(start, start + array.chunks[0]), *[slice(None)] * (axis - 1), inside), places
+        if not axis:
+            yield (inside,), places

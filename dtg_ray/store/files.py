@@ -260,7 +260,8 @@ class Storage:
                 return zarr.open_group(store, mode=mode, zarr_format=3)
         except FileNotFoundError as error:
             raise StudyError(
-                f"{self.uri(name)}: not there", hint="`dtg status` tells which stage comes next"
+                f"{self.uri(name)}: not there",
+                hint="a stage before makes it: `dtg run` runs all that is owed",
             ) from error
 
     def open_array(self, name: str, key: str, *, writable: bool = False) -> zarr.Array:

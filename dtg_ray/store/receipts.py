@@ -132,6 +132,10 @@ class Receipts:
             self.storage.delete(self.name(unit))
         return attempt + 1
 
+    def delete(self, unit: str) -> None:
+        """Take a receipt away."""
+        self.storage.delete(self.name(unit))
+
     def erase(self, unit: str, subjects: Collection[str]) -> None:
         """Take the rows of some subjects out of a receipt; all others stay as they are, to the time."""
         name = self.name(unit)

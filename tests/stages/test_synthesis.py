@@ -326,3 +326,61 @@ class TestFailures:
         assert sum(ledger.account(Study(str(root)), "synthesize/unet").rows["status"] == "done") == 2
         dtg("synthesize", root, "--inline", "--quiet", "--allow-failures", "2")
         dtg("synthesize", root, "--inline", "--quiet", check=3)
+
+
+class TestTakenAway:
+    """Whole arrays that somebody removed by hand: receipts that speak of them hold no more."""
+
+    @pytest.mark.parametrize("name", ["contrasts.zarr", "connectomes.zarr", "synthetic/unet.zarr"])
+    def test_is_made_again(self, stored: Path, tmp_path: Path, name: str) -> None:
+        root = Path(shutil.copytree(stored, tmp_path / "study"))
+        before = {path.relative_to(root): path.read_bytes() for path in (root / name).rglob("*") if path.is_file()}
+        shutil.rmtree(root / name)
+        stage = {"contrasts.zarr": "contrasts", "connectomes.zarr": "connectomes"}.get(name, "synthesize/unet")
+        account = ledger.account(Study(str(root)), stage)
+        assert account.pending() == list(account.owed)
+        dtg(stage.split("/")[0], root, "--inline", "--quiet")
+        assert {p.relative_to(root): p.read_bytes() for p in (root / name).rglob("*") if p.is_file()} == before
+        assert ledger.account(Study(str(root)), stage).pending() == []
+
+    def test_a_spread_that_is_no_longer_asked_for_is_emptied(self, root: Path) -> None:
+        change(root, synthesis={"spread": True})
+        dtg("synthesize", root, "--inline", "--quiet", "--model", "linear")
+        assert np.isfinite(array(root, "synthetic/linear.zarr", "spread")).any()
+        change(root, synthesis={"spread": False})
+        dtg("synthesize", root, "--inline", "--quiet", "--model", "linear")
+        assert np.isnan(array(root, "synthetic/linear.zarr", "spread")).all()
+
+
+class TestSaidBeforehand:
+    @pytest.mark.parametrize(
+        ("stage", "settings"),
+        [
+            ("connectomes", {"connectomes": {"windows": 3}}),
+            ("connectomes", {"cohort": {"block_size": 3}}),
+            ("contrasts", {"contrasts": ["MOTOR_LH", "EMOTION_FACES", "LANGUAGE_STORY"]}),
+            ("synthesize", {"synthesis": {"contrasts": ["MOTOR_LH"]}}),
+        ],
+    )
+    def test_that_arrays_of_another_shape_are_there(
+        self, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, settings: dict[str, object]
+    ) -> None:
+        root = Path(shutil.copytree(stored, tmp_path / "study"))
+        study = change(root, **settings)
+        shutil.rmtree(root / "receipts" / stage)
+        before = {path.relative_to(root): path.stat().st_mtime_ns for path in root.rglob("*")}
+        dtg(stage, root, "--dry-run", "--inline", check=1)
+        assert "study.yaml or the cohort was changed after it was made" in capsys.readouterr().err
+        assert {path.relative_to(root): path.stat().st_mtime_ns for path in root.rglob("*")} == before
+        assert study.storage.names("connectomes.zarr")
+
+    def test_that_a_model_is_not_that_of_todays_settings(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        change(root, models={"unet": {**NETWORK, "train": {**TRAIN, "epochs": 3}}})
+        dtg("synthesize", root, "--dry-run", "--inline", "--model", "unet")
+        assert "unet: trained by other settings" in caplog.text
+
+
+def test_what_makes_no_sense_is_a_matter_of_usage(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dtg("synthesize", stored, "--allow-failures", "-1", check=2)
+    dtg("synthesize", stored, "--model", "nope", check=2)
+    assert "got model 'nope'" in capsys.readouterr().err

@@ -162,7 +162,7 @@ class TestWriteRows:
 def test_erased_parts_are_as_if_never_written(storage):
     array = make(storage)["maps"]
     write_rows(array, 1, slice(0, 8), np.repeat(values(2, 4, 7), 2, axis=1))
-    erase(array, (slice(None), slice(0, 4)))
+    erase(array, 1, range(4))
     assert np.isnan(array[:, :4]).all()
     assert np.isfinite(array[:, 4:8]).all()
     assert all("/c/0/1/" in name or "/c/1/1/" in name for name in chunks(storage))

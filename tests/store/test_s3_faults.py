@@ -52,7 +52,7 @@ def rewrite(storage):
 
 
 def erased(storage):
-    erase(storage_array(storage), (slice(0, 2),))
+    erase(storage_array(storage), 0, range(2))
     return stored(storage)[:2]
 
 
