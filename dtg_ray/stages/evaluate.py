@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from dtg_ray import ledger
-from dtg_ray.stages.mapping import array_name
-from dtg_ray.stages.maps import chosen_models, require_settled, usable
+from dtg_ray.stages.derivative import MEASURED, Source, source_of
+from dtg_ray.stages.maps import chosen_models, lost, require_settled, usable
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
@@ -54,7 +54,8 @@ def _run_one(book: ledger.Ledger, name: str, options: Options) -> pd.DataFrame:
     study, stage = book.study, f"evaluate/{name}"
     account = book.account(stage)
     pending = account.pending()
-    members = usable(book, "test")
+    done = set(book.account(f"synthesize/{name}").subjects("done"))
+    members = [subject for subject in usable(book, "test") if subject in done]
     waiting = require_settled(book, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
     maps = len(members) * study.grid.n_voxels
     size = maps * 4 * len(study.config.contrasts)
@@ -80,35 +81,40 @@ def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
     study : Study
     model : str
     subjects : list of str
-        Held out, with a connectome and maps.
+        Held out, whose maps are done, measured and by the model.
 
     Returns
     -------
     DataFrame
         contrast, subjects (with both maps), r (mean over subjects of the correlation of own maps), diagonality,
         identification, dice (top 25%), dice_auc.
+
+    Raises
+    ------
+    StudyError
+        When a map was lost that is done.
     """
-    rows = study.positions(subjects)
-    predicted = study.config.maps_of(model)
-    compared = [name for name in study.config.contrasts if name in predicted]
-    tasks = [dask.delayed(_evaluate_contrast)(study.uri, model, name, rows) for name in compared]
+    source, cohort = source_of(study, model), study.cohort
+    having = {
+        name: [who for who in subjects if name in cohort["contrasts"][who] and source.has(cohort, who, name)]
+        for name in study.config.contrasts
+        if name in source.contrasts
+    }
+    tasks = [dask.delayed(_evaluate_contrast)(study.uri, model, name, who) for name, who in having.items()]
     lines = [line for line in dask.compute(*tasks, scheduler="threads", num_workers=2) if line is not None]
     return pd.DataFrame(lines)
 
 
-def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) -> dict[str, object] | None:
-    """Figures of one contrast over those with both maps; None where there are fewer than two."""
-    study = Study(uri)
-    actual = _grey_maps(study, "contrasts.zarr", study.config.contrasts.index(contrast), rows)
-    predicted = _grey_maps(study, array_name(model), study.config.maps_of(model).index(contrast), rows)
-    measured = ~np.isnan(actual).any(axis=1) & ~np.isnan(predicted).any(axis=1)
-    if measured.sum() < 2:
+def _evaluate_contrast(uri: str, model: str, contrast: str, subjects: list[str]) -> dict[str, object] | None:
+    """Figures of one contrast over those who have both maps; None where there are fewer than two."""
+    if len(subjects) < 2:
         return None
-    actual, predicted = actual[measured], predicted[measured]  # (n, G)
+    study = Study(uri)
+    actual, predicted = (_grey_maps(source_of(study, name), study, contrast, subjects) for name in (MEASURED, model))
     matrix = subject_correlation(actual, predicted)  # (n, n)
     return {
         "contrast": contrast,
-        "subjects": int(measured.sum()),
+        "subjects": len(subjects),
         "r": float(np.mean(pearson(actual, predicted))),
         "diagonality": diagonality_index(matrix),
         "identification": identification_accuracy(matrix),
@@ -117,9 +123,13 @@ def _evaluate_contrast(uri: str, model: str, contrast: str, rows: np.ndarray) ->
     }
 
 
-def _grey_maps(study: Study, name: str, number: int, rows: np.ndarray) -> np.ndarray:
+def _grey_maps(source: Source, study: Study, contrast: str, subjects: list[str]) -> np.ndarray:
     """Grey-matter maps of some subjects, (n, G) float32."""
-    maps = study.storage.open_array(name, "maps")
+    rows = study.positions(subjects)
     first, last = int(rows.min()), int(rows.max()) + 1
-    block = read(maps, (number, slice(first, last)))
-    return block[rows - first][:, study.grey_matter].astype(np.float32)
+    block = read(study.storage.open_array(source.array, "maps"), (source.contrasts.index(contrast), slice(first, last)))
+    maps = block[rows - first][:, study.grey_matter].astype(np.float32)
+    is_lost = np.isnan(maps).any(axis=1)
+    if is_lost.any():
+        raise lost(subjects[int(np.argmax(is_lost))], f"map of {contrast}", source.stage)
+    return maps

@@ -23,6 +23,7 @@ from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.imaging import export
 from dtg_ray.stages import leftovers
 from dtg_ray.stages.derivative import Derivative, Source, as_json, begin, claim, source_of
+from dtg_ray.stages.maps import lost
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options, map_units, progress, session
 from dtg_ray.stats import moments
@@ -260,13 +261,9 @@ class Work:
         rows = self.study.rows(ledger.block_number(unit))
         block = read(self._maps, (self.source.contrasts.index(contrast), rows))  # (B, V)
         maps: NDArray[np.float16] = block[[self._position[subject] - rows.start for subject in subjects]]
-        lost = np.isnan(maps).any(axis=1)
-        if lost.any():
-            who = subjects[int(np.argmax(lost))]
-            raise StudyError(
-                f"{who}: got no map of {contrast}, expected one: its chunk was lost after its receipt was written",
-                hint=f"delete receipts/{self.source.stage}/{unit}.parquet and make the maps of this block again",
-            )
+        is_lost = np.isnan(maps).any(axis=1)
+        if is_lost.any():
+            raise lost(subjects[int(np.argmax(is_lost))], f"map of {contrast}", self.source.stage)
         return maps
 
 

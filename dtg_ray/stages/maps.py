@@ -55,7 +55,7 @@ class SubjectReader:
         """
         windows = recorded_windows(_of(subject, self._connectomes, self.position[subject]))
         if not len(windows) or expected not in (None, len(windows)):
-            raise _lost(subject)
+            raise lost(subject)
         return windows
 
     def stored_window(self, subject: str, number: int) -> NDArray[np.float16]:
@@ -68,7 +68,7 @@ class SubjectReader:
         """
         window = _of(subject, self._connectomes, (self.position[subject], number))
         if np.isnan(window[0, 0]):
-            raise _lost(subject)
+            raise lost(subject)
         return window
 
     def maps(self, subject: str) -> NDArray[np.float32]:
@@ -87,7 +87,7 @@ class SubjectReader:
         acquired = self._acquired[subject]
         for name, one in zip(self.study.config.contrasts, maps, strict=True):
             if name in acquired and np.isnan(one).any():
-                raise _lost(subject, f"map of {name}", "contrasts")
+                raise lost(subject, f"map of {name}", "contrasts")
         return maps
 
 
@@ -99,7 +99,8 @@ def _of(subject: str, array: Any, index: Any, stage: str = "connectomes") -> NDA
         raise DamagedError(f"{subject}: {error}", hint=_again(stage)) from error
 
 
-def _lost(subject: str, what: str = "connectome", stage: str = "connectomes") -> StudyError:
+def lost(subject: str, what: str = "connectome", stage: str = "connectomes") -> StudyError:
+    """What to say of somebody whose results are not where a receipt says they are."""
     return StudyError(
         f"{subject}: got no {what}, expected one: its chunk was lost after its receipt was written",
         hint=_again(stage),
@@ -107,7 +108,7 @@ def _lost(subject: str, what: str = "connectome", stage: str = "connectomes") ->
 
 
 def _again(stage: str) -> str:
-    return f"delete the receipt of its block below receipts/{stage}/ and run `dtg {stage}`"
+    return f"delete the receipt of its block below receipts/{stage}/ and run `dtg {stage.split('/', maxsplit=1)[0]}`"
 
 
 def recorded_windows(values: NDArray[np.float16]) -> NDArray[np.float16]:

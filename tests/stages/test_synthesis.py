@@ -17,6 +17,7 @@ from dtg_ray.cohort.simulate import simulate
 from dtg_ray.stages import connectomes
 from dtg_ray.stages.maps import SubjectReader
 from dtg_ray.stages.models import load_model
+from dtg_ray.store.arrays import erase
 
 TRAIN = {"epochs": 2, "batch_size": 2, "checkpoint_minutes": 0, "cpus_per_worker": 1, "readers": 0}
 NETWORK = {"kind": "network", "width": 2, "train": TRAIN}
@@ -342,6 +343,21 @@ class TestTakenAway:
         dtg(stage.split("/")[0], root, "--inline", "--quiet")
         assert {p.relative_to(root): p.read_bytes() for p in (root / name).rglob("*") if p.is_file()} == before
         assert ledger.account(Study(str(root)), stage).pending() == []
+
+    @pytest.mark.parametrize(
+        ("name", "stage"), [("synthetic/unet.zarr", "synthesize/unet"), ("contrasts.zarr", "contrasts")]
+    )
+    def test_a_lost_row_is_not_evaluated_as_if_nothing_were(
+        self, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, stage: str
+    ) -> None:
+        """As a driver leaves it that saw somebody fail and was killed before its receipt, while another one did not."""
+        study = Study(shutil.copytree(stored, tmp_path / "study").as_posix())
+        who = next(one for one, row in study.cohort.iterrows() if row["split"] == "test" and row["contrasts"])
+        erase(study.storage.open_array(name, "maps", writable=True), 1, [int(study.cohort["row"][who])])
+        dtg("evaluate", study.uri, "--inline", "--quiet", "--model", "unet", check=1)
+        said = capsys.readouterr().err
+        assert f"{who}: got no map of" in said
+        assert f"receipts/{stage}/" in said
 
     def test_a_spread_that_is_no_longer_asked_for_is_emptied(self, root: Path) -> None:
         change(root, synthesis={"spread": True})
