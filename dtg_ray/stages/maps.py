@@ -41,20 +41,20 @@ class SubjectReader:
         cohort = self.study.cohort
         return {subject: set(maps) for subject, maps in zip(cohort["subject"], cohort["contrasts"], strict=True)}
 
-    def connectomes(self, subject: str) -> NDArray[np.float32]:
+    def connectomes(self, subject: str, expected: int) -> NDArray[np.float32]:
         """All windows of a subject, (W, K, V) float32, see `stored_windows`."""
-        return self.stored_windows(subject).astype(np.float32)
+        return self.stored_windows(subject, expected).astype(np.float32)
 
-    def stored_windows(self, subject: str, expected: int | None = None) -> NDArray[np.float16]:
-        """All windows of a subject, (W, K, V) float16; windows that were not recorded are left out.
+    def stored_windows(self, subject: str, expected: int) -> NDArray[np.float16]:
+        """All windows of a subject, (W, K, V) float16, as many as its receipt says; those not recorded are left out.
 
         Raises
         ------
         StudyError
-            When there is none, or not as many as expected.
+            When there are not as many as expected.
         """
         windows = recorded_windows(_of(subject, self._connectomes, self.position[subject]))
-        if not len(windows) or expected not in (None, len(windows)):
+        if len(windows) != expected:
             raise lost(subject)
         return windows
 
@@ -129,6 +129,12 @@ def usable(book: Ledger, split: str, contrasts: Sequence[str] | None = None) -> 
         for subject, maps in zip(members["subject"], members["contrasts"], strict=True)
         if all(subject in these for these in done) and wanted & set(maps)
     ]
+
+
+def window_counts(book: Ledger, subjects: Sequence[str]) -> dict[str, int]:
+    """How many windows some subjects have, by the receipts of their connectomes."""
+    rows = book.account("connectomes").rows.set_index("subject")["qc"]
+    return {subject: int(rows[subject]["windows"]) for subject in subjects}
 
 
 def chosen_models(study: Study, model: str | None) -> list[str]:

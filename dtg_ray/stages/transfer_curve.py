@@ -22,7 +22,7 @@ from dtg_ray.cohort import manifest
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.report.pictures import curves
-from dtg_ray.stages.maps import SubjectReader, chosen_models, require_stored, usable
+from dtg_ray.stages.maps import SubjectReader, chosen_models, require_stored, usable, window_counts
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, Resources, map_units, peak_memory, session
 from dtg_ray.stages.train import plan as plan_training
@@ -246,11 +246,15 @@ class CellWorker:
         outputs = [predicted.index(name) for name in self.contrasts]
         measured = [self.study.config.contrasts.index(name) for name in self.contrasts]
 
+        book = ledger.Ledger(self.study)
+        people = usable(book, "test", self.contrasts)
+        counts = window_counts(book, people)
+
         def look(subject: str) -> tuple[np.ndarray, np.ndarray]:
-            maps = model.predict(self.reader.connectomes(subject)).mean(axis=0)  # over windows
+            maps = model.predict(self.reader.connectomes(subject, counts[subject])).mean(axis=0)  # over windows
             return maps[outputs][:, grey], self.reader.maps(subject)[measured][:, grey]
 
-        figures = validate(usable(ledger.Ledger(self.study), "test", self.contrasts), self.contrasts, look, World())
+        figures = validate(people, self.contrasts, look, World())
         steps = len(fitted.history) * assignment.passes * _steps(assignment, assignment.training)
         return {**{name: figures[key] for name, key in FIGURES.items()}, "steps": float(steps)}
 

@@ -74,7 +74,7 @@ class TestFeed:
             for batch, (maps, window) in zip(order, fed(order), strict=True):
                 subject = batch[0][0]
                 np.testing.assert_array_equal(maps.numpy(), reader.stored_maps(subject)[[2, 0]])
-                np.testing.assert_array_equal(window.numpy().astype(np.float32), reader.connectomes(subject)[0])
+                np.testing.assert_array_equal(window.numpy().astype(np.float32), reader.connectomes(subject, 1)[0])
         assert maps.dtype == window.dtype == torch.float16
 
     def test_what_fits_is_read_once(self, study: Study, batches: list, tmp_path: Path) -> None:

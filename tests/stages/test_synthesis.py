@@ -249,7 +249,7 @@ class TestAsked:
         reader, model = SubjectReader(Study(str(stored))), load_model(study, "unet")
         model.prepare_for_inference()
         for row, subject in enumerate(study.cohort["subject"][:3]):
-            each = model.predict(reader.connectomes(subject))  # (W, C, V)
+            each = model.predict(reader.connectomes(subject, 2))  # (W, C, V)
             assert len(each) == 2
             for key, expected in (("maps", each.mean(axis=0)), ("spread", each.std(axis=0, ddof=1))):
                 np.testing.assert_array_equal(
@@ -358,6 +358,16 @@ class TestTakenAway:
         said = capsys.readouterr().err
         assert f"{who}: got no map of" in said
         assert f"receipts/{stage}/" in said
+
+    def test_a_lost_window_is_not_trained_on_as_if_there_were_one_less(
+        self, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        study = Study(shutil.copytree(stored, tmp_path / "study").as_posix())
+        who = study.cohort["subject"][study.cohort["split"] == "train"].iloc[0]
+        connectomes_ = study.storage.open_array("connectomes.zarr", "connectome", writable=True)
+        connectomes_[int(study.cohort["row"][who]), 1] = np.nan
+        dtg("train", study.uri, "--inline", "--quiet", "--model", "linear", "--overwrite", check=1)
+        assert f"{who}: got no connectome" in capsys.readouterr().err
 
     def test_a_spread_that_is_no_longer_asked_for_is_emptied(self, root: Path) -> None:
         change(root, synthesis={"spread": True})

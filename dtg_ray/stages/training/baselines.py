@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from dtg_ray.ledger import Ledger
 from dtg_ray.models.artifact import Model
 from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
-from dtg_ray.stages.maps import SubjectReader
+from dtg_ray.stages.maps import SubjectReader, window_counts
 from dtg_ray.stages.runtime import Crew, Options, Resources, map_units
 from dtg_ray.study import Study
 
@@ -29,7 +31,8 @@ def fit_linear(study: Study, training: list[str], options: Options) -> Model:
     """Mean over subjects of their own fits, added up in the order of the cohort whatever order they end in."""
     parcels = parcels_from_rois(study.rois)
     memory = study.grid.n_voxels * (study.n_rois + len(study.config.contrasts)) * 12 + 300 * 2**20
-    results = map_units([Crew(LinearFit, (study.uri,), Resources(1, 0, memory))], training, options)
+    counts = window_counts(Ledger(study), training)
+    results = map_units([Crew(LinearFit, (study.uri, counts), Resources(1, 0, memory))], training, options)
     mean = RunningMean((len(study.config.contrasts), int(parcels.max()) + 1, study.n_rois + 1))
     early: dict[str, np.ndarray] = {}  # whoever ended before somebody who stands before them
     remaining = iter(training)
@@ -43,10 +46,10 @@ def fit_linear(study: Study, training: list[str], options: Options) -> Model:
 
 
 class LinearFit:
-    """Fits the linear model to one subject after the other."""
+    """Fits the linear model to one subject after the other, who have so many windows each."""
 
-    def __init__(self, uri: str) -> None:
-        self.study = Study(uri)
+    def __init__(self, uri: str, windows: Mapping[str, int]) -> None:
+        self.study, self.windows = Study(uri), windows
         self.reader = SubjectReader(self.study)
 
     @functools.cached_property
@@ -56,7 +59,7 @@ class LinearFit:
 
     def __call__(self, subject: str) -> dict[str, Any]:
         """Coefficients (C, P, K + 1) of a subject; windows are averaged."""
-        connectome = self.reader.connectomes(subject).mean(axis=0)
+        connectome = self.reader.connectomes(subject, self.windows[subject]).mean(axis=0)
         return {
             "unit": subject,
             "coefficients": fit_linear_subject(connectome, self.reader.maps(subject), self.parcels),

@@ -16,7 +16,7 @@ from dtg_ray.errors import DTGError, StudyError
 from dtg_ray.models import build
 from dtg_ray.models.artifact import NetworkModel
 from dtg_ray.models.unet import load_weights
-from dtg_ray.stages.maps import usable
+from dtg_ray.stages.maps import usable, window_counts
 from dtg_ray.stages.models import network_config
 from dtg_ray.stages.runtime import Options, Resources, room
 from dtg_ray.stages.training.checkpoints import Checkpoints, Claim
@@ -128,7 +128,7 @@ def assign(study: Study, name: str, today: str) -> Assignment:
             hint="`dtg status` says who failed; cohort.validation and cohort.test set the shares of the splits",
         )
     finetuned = config if isinstance(config, FinetunedConfig) else None
-    shown = windows(book, [*training, *validation])
+    shown = window_counts(book, [*training, *validation])
     return Assignment(
         study=study.uri,
         network=network,
@@ -148,12 +148,6 @@ def _ended(checkpoints: Checkpoints, config: TrainConfig) -> bool:
     """Whether a training is over."""
     state = checkpoints.newest()
     return state is not None and is_over(state["history"], config)
-
-
-def windows(book: ledger.Ledger, subjects: list[str]) -> dict[str, int]:
-    """How many windows some subjects have, by the receipts of their connectomes."""
-    rows = book.account("connectomes").rows.set_index("subject")["qc"]
-    return {subject: int(rows[subject]["windows"]) for subject in subjects}
 
 
 def collect(study: Study, name: str, assignment: Assignment) -> Fitted:
