@@ -98,7 +98,9 @@ def together(book: ledger.Ledger, plans: Sequence[Plan], units: Sequence[str], t
     members = study.cohort[study.cohort["block"].isin([ledger.block_number(unit) for unit in units])]
     unstored_ = members[~members.index.isin(ledger.stored(book.account("connectomes")))]
     on_the_way = connectomes.seconds_per_subject(book, unstored_)[0] * len(unstored_)
-    again, requests = on_the_way * (len(plans) - 1), estimates.image_requests(unstored_) * (len(plans) - 1)
+    requests = estimates.image_requests(unstored_) * (len(plans) - 1)
+    names = {one.stage.split("/")[1] for one in plans}
+    costly = [one.seconds or 0 for one in plans if not _is_made_of(study, one.stage.split("/")[1], names)]
     return replace(
         plans[0],
         stage="synthesize" + (", all together" if len(plans) > 1 else ""),
@@ -108,10 +110,16 @@ def together(book: ledger.Ledger, plans: Sequence[Plan], units: Sequence[str], t
         bytes_out=sum(one.bytes_out for one in plans),
         objects=sum(one.objects for one in plans),
         memory=sum(crew.resources.memory for crew in team),
-        seconds=max(sum(one.seconds or 0 for one in plans) - again, 0),
+        seconds=max(sum(costly) - on_the_way * (len(costly) - 1), 0),
         measured_on=min(one.measured_on for one in plans),
         requests=max(sum(one.requests for one in plans) - requests, 0),
     )
+
+
+def _is_made_of(study: Study, name: str, others: set[str]) -> bool:
+    """Whether a model is an ensemble of which some others are the members: it costs nothing beside them."""
+    members = members_of(study, name)
+    return name not in members and others.issuperset(members)
 
 
 def owed_units(book: ledger.Ledger, name: str, options: Options) -> list[str]:
@@ -167,11 +175,14 @@ def memory_of_maps(study: Study, names: Sequence[str]) -> int:
 
 def seconds_per_subject(book: ledger.Ledger, name: str) -> tuple[float, int]:
     """How long a model takes for one subject, and on how many subjects of this study that was measured."""
-    study = book.study
+    study, members = book.study, members_of(book.study, name)
+    if name not in members:  # its own receipts say what it took where its members had been made a moment before
+        each_, counts = zip(*(seconds_per_subject(book, member) for member in members), strict=True)
+        return sum(each_), min(counts)
     each, count = estimates.measured(book.account(f"synthesize/{name}"))
     if count:
         return each, count
-    networks = [network_config(study, member) for member in members_of(study, name)]
+    networks = [network_config(study, member) for member in members]
     config, values = study.config.synthesis, len(study.config.maps_of(name)) * study.grid.n_voxels
     windows = study.config.connectomes.windows
     of_networks = sum(estimates.network_seconds(one, study.grid.shape, config.precision) for one in networks if one)

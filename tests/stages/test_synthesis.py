@@ -14,7 +14,7 @@ import yaml
 from dtg_ray import Study, ledger
 from dtg_ray.cli import main
 from dtg_ray.cohort.simulate import simulate
-from dtg_ray.stages import connectomes
+from dtg_ray.stages import connectomes, synthesize
 from dtg_ray.stages.maps import SubjectReader
 from dtg_ray.stages.models import load_model
 from dtg_ray.store.arrays import erase
@@ -404,6 +404,17 @@ class TestSaidBeforehand:
         change(root, models={"unet": {**NETWORK, "train": {**TRAIN, "epochs": 3}}})
         dtg("synthesize", root, "--dry-run", "--inline", "--model", "unet")
         assert "unet: trained by other settings" in caplog.text
+
+
+def test_an_ensemble_takes_as_long_as_its_members_or_nothing_beside_them(stored: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(stored, tmp_path / "study"))
+    book = ledger.Ledger(Study(str(root)))
+    units = list(book.account("connectomes").owed)
+    one, two, both = (synthesize.plan(book, name, units) for name in ("unet", "other", "both"))
+    assert both.seconds == pytest.approx(one.seconds + two.seconds)
+    assert both.seconds > max(one.seconds, two.seconds) > 0
+    assert synthesize.together(book, [one, two, both], units, []).seconds == pytest.approx(one.seconds + two.seconds)
+    assert synthesize.together(book, [one, both], units, []).seconds == pytest.approx(one.seconds + both.seconds)
 
 
 def test_what_makes_no_sense_is_a_matter_of_usage(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
