@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,7 +31,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the dashboard of `ray start --head`, with token authentication."""
+    """Address of the dashboard of `ray start --head`, with token authentication.
+
+    It has a folder of its own, by which Ray's jobs find their cluster: in that of all they may find a neighbour's.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # sockets want short paths
     port, dashboard = free_port(), free_port()
     command = [
         *(sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"),
@@ -37,6 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "start",
             "--head",
             "--block",
+            f"--temp-dir={folder}",
             f"--port={port}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
@@ -59,6 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             head.kill()
             head.wait()
         log.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def answer(address: str, token: str | None) -> int:
@@ -116,8 +124,6 @@ def test_without_the_token_nobody_gets_in(cluster: str) -> None:
 
 
 def test_a_failed_subject_shows_as_the_exit_code_of_the_job(cluster: str, tools: Tools, tmp_path: Path) -> None:
-    import shutil
-
     from ray.job_submission import JobSubmissionClient
 
     data = tmp_path / "data"
