@@ -27,6 +27,8 @@ FORMAT = 3
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
 """The unit of stages that have one."""
+NOT_STORED = {"stored": 0.0}
+"""What receipts say of connectomes that were made, but are not in the study."""
 Owed = dict[str, dict[str, str | None]]
 """Unit -> subject (or model, or feature set) -> fingerprint; None where the stage before has not got that far."""
 
@@ -108,7 +110,9 @@ class Ledger:
         owed = OWED[verb](self, name)
         rows = Receipts(self.study.storage, stage).read([unit for unit, members in owed.items() if _known(members)])
         if len(rows) and is_gone(self.study, stage):
-            rows = rows[:0]
+            rows = (
+                rows.assign(qc=rows["qc"].map(lambda qc: {**qc, **NOT_STORED})) if stage == "connectomes" else rows[:0]
+            )
         today = {subject: one for members in owed.values() for subject, one in members.items()}
         holds = rows["fingerprint"] == rows["subject"].map(today) if len(rows) else np.zeros(0, dtype=bool)
         return Account(stage, owed, rows[holds].reset_index(drop=True))

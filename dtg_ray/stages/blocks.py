@@ -180,12 +180,18 @@ def run_blocks(
 
 
 def forget_gone(study: Study, stages: Sequence[str]) -> None:
-    """Take back all receipts of arrays that somebody removed, before these are made again."""
+    """Take back all receipts of arrays that somebody removed, before these are made again.
+
+    Connectomes were made for all that: whoever needs room may remove them when there are maps.
+    """
     for stage in stages:
         if ledger.is_gone(study, stage):
             receipts = Receipts(study.storage, stage)
             for unit in receipts.units():
-                receipts.delete(unit)
+                if stage == "connectomes":
+                    receipts.amend(unit, ledger.NOT_STORED)
+                else:
+                    receipts.delete(unit)
 
 
 def index_receipts(study: Study, stages: Sequence[str]) -> None:

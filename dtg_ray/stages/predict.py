@@ -273,6 +273,9 @@ def _partial_gram(
     block = read(array, index if contrast is None else (contrast, *index))
     X = block[rows - rows.min()][:, columns - columns[0]].astype(np.float32)  # (n, columns)
     if not np.isfinite(X).all():
-        raise StudyError(f"{store}: got NaN among the features of subjects that are done, expected numbers")
+        raise StudyError(
+            f"{store}: got NaN among the features of subjects that are done, expected numbers",
+            hint="was it removed, or a part of it? `dtg connectomes` makes connectomes again, `dtg synthesize` maps",
+        )
     X -= X.mean(axis=0, dtype=np.float64).astype(np.float32)
     return np.asarray(X @ X.T, dtype=np.float64)

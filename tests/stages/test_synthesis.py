@@ -78,6 +78,10 @@ def maps(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if path.is_file()}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def change(root: Path, **settings: object) -> Study:
     document = yaml.safe_load((root / "study.yaml").read_text())
     for key, value in settings.items():
@@ -332,17 +336,33 @@ class TestFailures:
 class TestTakenAway:
     """Whole arrays that somebody removed by hand: receipts that speak of them hold no more."""
 
-    @pytest.mark.parametrize("name", ["contrasts.zarr", "connectomes.zarr", "synthetic/unet.zarr"])
-    def test_is_made_again(self, stored: Path, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "stage"), [("contrasts.zarr", "contrasts"), ("synthetic/unet.zarr", "synthesize/unet")]
+    )
+    def test_is_made_again(self, stored: Path, tmp_path: Path, name: str, stage: str) -> None:
         root = Path(shutil.copytree(stored, tmp_path / "study"))
-        before = {path.relative_to(root): path.read_bytes() for path in (root / name).rglob("*") if path.is_file()}
         shutil.rmtree(root / name)
-        stage = {"contrasts.zarr": "contrasts", "connectomes.zarr": "connectomes"}.get(name, "synthesize/unet")
         account = ledger.account(Study(str(root)), stage)
         assert account.pending() == list(account.owed)
-        dtg(stage.split("/")[0], root, "--inline", "--quiet")
-        assert {p.relative_to(root): p.read_bytes() for p in (root / name).rglob("*") if p.is_file()} == before
+        dtg(stage.split("/", maxsplit=1)[0], root, "--inline", "--quiet")
+        assert contents(root / name) == contents(stored / name)
         assert ledger.account(Study(str(root)), stage).pending() == []
+
+    def test_connectomes_may_be_removed_where_maps_are_done(self, stored: Path, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(stored, tmp_path / "study"))
+        shutil.rmtree(root / "connectomes.zarr")
+        dtg("synthesize", root, "--inline", "--quiet")
+        assert contents(root / "synthetic") == contents(stored / "synthetic")
+        assert not (root / "connectomes.zarr").exists(), "nothing was owed"
+        dtg("connectomes", root, "--inline", "--quiet")
+        assert contents(root / "connectomes.zarr") == contents(stored / "connectomes.zarr")
+
+    def test_maps_and_connectomes_are_made_again_from_the_files(self, stored: Path, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(stored, tmp_path / "study"))
+        for name in ("connectomes.zarr", "synthetic"):
+            shutil.rmtree(root / name)
+        dtg("synthesize", root, "--inline", "--quiet")
+        assert contents(root / "synthetic") == contents(stored / "synthetic")
 
     @pytest.mark.parametrize(
         ("name", "stage"), [("synthetic/unet.zarr", "synthesize/unet"), ("contrasts.zarr", "contrasts")]
