@@ -257,7 +257,7 @@ class TestAModelThatDoesNotFit:
         assert maps(root) == maps(cohort / "finished")
 
     def test_that_is_not_in_the_study_is_named(self, root: Path, capsys) -> None:
-        dtg("synthesize", root, *QUIET, "--model", "nobody", check=1)
+        dtg("synthesize", root, *QUIET, "--model", "nobody", check=2)
         assert "got model 'nobody', expected one of linear, unet" in capsys.readouterr().err
 
 
