@@ -1,6 +1,6 @@
 """What a study owes: the units of every stage, the fingerprint of everybody in them today, and which receipts hold.
 
-Nothing here looks into arrays: "done" means a row of a receipt with today's fingerprint, and that the array is there.
+Nothing here looks at arrays: "done" means a row of a receipt with today's fingerprint.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ FORMAT = 3
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
 """The unit of stages that have one."""
-NOT_STORED = {"stored": 0.0}
-"""What receipts say of connectomes that were made, but are not in the study."""
 Owed = dict[str, dict[str, str | None]]
 """Unit -> subject (or model, or feature set) -> fingerprint; None where the stage before has not got that far."""
 
@@ -109,10 +107,8 @@ class Ledger:
         verb, _, name = stage.partition("/")
         owed = OWED[verb](self, name)
         rows = Receipts(self.study.storage, stage).read([unit for unit, members in owed.items() if _known(members)])
-        if len(rows) and is_gone(self.study, stage):
-            rows = (
-                rows.assign(qc=rows["qc"].map(lambda qc: {**qc, **NOT_STORED})) if stage == "connectomes" else rows[:0]
-            )
+        if verb == "train" and model_hash(self.study, name) is None:
+            rows = rows[:0]  # model.json is what commits a model: somebody took it away
         today = {subject: one for members in owed.values() for subject, one in members.items()}
         holds = rows["fingerprint"] == rows["subject"].map(today) if len(rows) else np.zeros(0, dtype=bool)
         return Account(stage, owed, rows[holds].reset_index(drop=True))
@@ -124,15 +120,6 @@ def array_of(stage: str) -> str:
     return {"connectomes": "connectomes.zarr", "contrasts": "contrasts.zarr"}.get(
         stage, f"synthetic/{name}.zarr" if verb == "synthesize" else ""
     )
-
-
-def is_gone(study: Study, stage: str) -> bool:
-    """Whether somebody took away what the receipts of a stage speak of: a whole array, or a model."""
-    verb, _, name = stage.partition("/")
-    if verb == "train":
-        return model_hash(study, name) is None
-    file = array_of(stage) and f"{array_of(stage)}/zarr.json"
-    return bool(file) and not study.storage.read_many([file])
 
 
 def _known(members: Mapping[str, str | None]) -> bool:

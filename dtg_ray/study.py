@@ -96,8 +96,20 @@ class Study:
 
     @functools.cached_property
     def manifest(self) -> pd.DataFrame:
-        """cohort.parquet as it is, in the order of rows, with the lines of nobody."""
-        return _read_cohort(self._read(COHORT))
+        """cohort.parquet as it is, in the order of rows, with the lines of nobody.
+
+        Raises
+        ------
+        StudyError
+            When blocks are not those of study.yaml: rows would be somebody else's.
+        """
+        table, size = _read_cohort(self._read(COHORT)), self.config.cohort.block_size
+        if (table["row"] // size != table["block"]).any():
+            raise StudyError(
+                f"{self.uri}: got cohort.block_size {size}, expected what the study was made with",
+                hint="change it back in study.yaml; for other blocks make a new study",
+            )
+        return table
 
     @functools.cached_property
     def cohort(self) -> pd.DataFrame:

@@ -211,7 +211,7 @@ def export(options: argparse.Namespace) -> int:
         of = f"of {result.source.name}, {result.subjects} subjects"
         print(f"{options.out}: {result.written} images written, {result.kept} were there already ({of})")
         if result.removed:
-            print(f"{result.removed} images were removed: of people and contrasts that the study no longer has")
+            print(f"{result.removed} images were removed: of people and contrasts without maps now")
     for reason in result.left_out.values():
         print(f"left out: {reason}")
     return SOME_FAILED if result.left_out else 0

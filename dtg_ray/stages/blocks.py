@@ -165,11 +165,9 @@ def run_blocks(
     """
     if not pending or plan.waiting:
         return False
+    prepare(options.dry_run)
     if options.dry_run:
-        prepare(True)
         return False
-    forget_gone(study, stages)
-    prepare(False)
     index_receipts(study, stages)  # of a run that was killed
     with session(options):
         results = map_units(crews, pending, options)
@@ -177,21 +175,6 @@ def run_blocks(
             pass
     index_receipts(study, stages)
     return True
-
-
-def forget_gone(study: Study, stages: Sequence[str]) -> None:
-    """Take back all receipts of arrays that somebody removed, before these are made again.
-
-    Connectomes were made for all that: whoever needs room may remove them when there are maps.
-    """
-    for stage in stages:
-        if ledger.is_gone(study, stage):
-            receipts = Receipts(study.storage, stage)
-            for unit in receipts.units():
-                if stage == "connectomes":
-                    receipts.amend(unit, ledger.NOT_STORED)
-                else:
-                    receipts.delete(unit)
 
 
 def index_receipts(study: Study, stages: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, describe_input, kept_rows, recorded, run_blocks
-from dtg_ray.stages.layout import coordinates, make_or_check
+from dtg_ray.stages.layout import coordinates, make_or_check, refuse_gone
 from dtg_ray.stages.plan import Plan, resources_of
 from dtg_ray.stages.runtime import Crew, Options
 from dtg_ray.store.arrays import ArraySpec, write_rows
@@ -37,6 +37,7 @@ def read_maps(
 ) -> pd.DataFrame:
     """Read the maps of one visit that are owed into an array; returns the rows of all receipts."""
     account = ledger.account(study, stage)
+    refuse_gone(study, account)
     pending = account.pending(retry_failed=options.retry_failed)
     todo = replace(plan(study, account, pending, worker.column), waiting=waiting)
     todo.show(options)

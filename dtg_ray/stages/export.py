@@ -111,20 +111,19 @@ def run(study: Study, out: str, request: Request, options: Options) -> Exported:
     work = Work(study, request)
     people, storage = work.people, Storage(out)
     result = Exported(work.source, len(people), left_out=work.left_out())
+    claim(storage, work.derivative)
+    if not options.dry_run:
+        result.removed = leftovers.remove(storage, work.leftovers(storage))
     if people.empty and not result.left_out:
         raise StudyError(
             f"got nobody with maps of {work.source.name}, expected somebody",
             hint=f"`dtg {work.source.stage.split('/')[0]} {study.uri}` makes them, `dtg status` says why not",
         )
-    claim(storage, work.derivative)
     blocks = sorted(people["unit"].unique()) if request.images else []
     groups = list(work.contrasts) if request.group and len(people) else []
     todo = plan(work, len(blocks) + len(groups))
     todo.show(options)
-    if options.dry_run:
-        return result
-    result.removed = leftovers.remove(storage, work.leftovers(storage))
-    if not (blocks or groups):
+    if options.dry_run or not (blocks or groups):
         return result
     begin(storage, work.derivative)
     resources = resources_of(todo)

@@ -256,9 +256,9 @@ def _phenotypes(found: Found, cohort: pd.DataFrame) -> pd.DataFrame:
 
 def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenotypes: pd.DataFrame) -> None:
     """Refuse to make another study where there is one."""
-    there = Study(study.uri).config.model_dump(mode="json")
-    wanted = config.model_dump(mode="json")
-    different = sorted(key for key in wanted if there.get(key) != wanted[key])
+    there = Study(study.uri)
+    before, wanted = there.config.model_dump(mode="json"), config.model_dump(mode="json")
+    different = sorted(key for key in wanted if before.get(key) != wanted[key])
     compared = [
         "subject",
         "block",
@@ -268,7 +268,7 @@ def _check_same(study: Study, config: StudyConfig, cohort: pd.DataFrame, phenoty
         "contrasts",
         "retest",
     ]  # sizes may change while files arrive
-    old, new = (table[compared].to_dict("records") for table in (study.cohort, cohort))
+    old, new = (table[compared].to_dict("records") for table in (there.cohort, cohort))
     if old != new:
         different.append("the cohort's files or splits")
     elif read_table(study.storage, PHENOTYPES).to_json() != phenotypes.to_json():

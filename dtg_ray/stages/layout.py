@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dtg_ray.errors import StudyError
+from dtg_ray.ledger import Account, array_of
 from dtg_ray.store.arrays import ArraySpec, check, prepare
 from dtg_ray.study import Study
 
@@ -22,6 +24,21 @@ def make_or_check(
         check(study.storage, name, specs, places)
     else:
         prepare(study.storage, name, specs, places, space(study))
+
+
+def refuse_gone(study: Study, account: Account) -> None:
+    """Refuse to go on where maps that receipts call done were taken away as a whole: nobody may notice otherwise.
+
+    Raises
+    ------
+    StudyError
+    """
+    name, done = array_of(account.stage), account.subjects("done")
+    if done and not study.storage.read_many([f"{name}/maps/zarr.json"]):
+        raise StudyError(
+            f"{study.storage.uri(name)}: not there, or not whole; expected maps of {len(done)} subjects that are done",
+            hint=f"put it back; or remove it and receipts/{account.stage}, and the same command makes it again",
+        )
 
 
 def space(study: Study) -> dict[str, object]:

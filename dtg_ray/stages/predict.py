@@ -275,7 +275,7 @@ def _partial_gram(
     if not np.isfinite(X).all():
         raise StudyError(
             f"{store}: got NaN among the features of subjects that are done, expected numbers",
-            hint="was it removed, or a part of it? `dtg connectomes` makes connectomes again, `dtg synthesize` maps",
+            hint="a part of it was lost: remove the receipts of its stage and run that again",
         )
     X -= X.mean(axis=0, dtype=np.float64).astype(np.float32)
     return np.asarray(X @ X.T, dtype=np.float64)

@@ -19,6 +19,7 @@ from dtg_ray.models.inference import ACTIVATIONS
 from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
+from dtg_ray.stages.layout import refuse_gone
 from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
 from dtg_ray.stages.maps import chosen_models
 from dtg_ray.stages.models import load_model, network_config, refuse_damaged
@@ -72,6 +73,8 @@ def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger
         refuse_damaged(study, member)
         if book.account(f"train/{member}").pending() and ledger.model_hash(study, member):
             log.warning("%s: trained by other settings or on other people than now: `dtg train` says which", member)
+    for name in names:
+        refuse_gone(study, book.account(f"synthesize/{name}"))
     owed = {name: owed_units(book, name, options) for name in names}
     plans = [plan(book, name, owed[name]) for name in names]
     ready = [name for name, one in zip(names, plans, strict=True) if not one.waiting]
@@ -83,7 +86,7 @@ def _make(study: Study, names: Sequence[str], options: Options) -> ledger.Ledger
     by_model = {name: set(owed[name]) for name in ready}
     models = {unit: [name for name in ready if unit in by_model[name]] for unit in units}
     team = crews(study, models, ready, options)
-    whole = together(book, [one for one in plans if not one.waiting], units, team)
+    whole = together(book, [one for one in plans if one.pending and not one.waiting], units, team)
     if len(ready) > 1 and options.dry_run and not options.json:
         whole.show(options)
     prepare = functools.partial(_prepare, study, ready)

@@ -23,7 +23,7 @@ GROWING = "subject"
 """The axis along which an array that is there may become longer."""
 CHANGED = (
     "study.yaml or the cohort was changed after it was made: change that back, which loses nothing, make a new study, "
-    "or remove that .zarr folder to have it made again"
+    "or remove that .zarr folder and the receipts of its stage to have it made again"
 )
 """What to do about an array that is there but different."""
 STRINGS = str(np.dtypes.StringDType())

@@ -261,7 +261,7 @@ class Storage:
         except FileNotFoundError as error:
             raise StudyError(
                 f"{self.uri(name)}: not there",
-                hint="a stage before makes it: `dtg run` runs all that is owed",
+                hint="`dtg status` shows what is done; rois.zarr is made by `dtg init`, all others by their stages",
             ) from error
 
     def open_array(self, name: str, key: str, *, writable: bool = False) -> zarr.Array:

@@ -132,16 +132,6 @@ class Receipts:
             self.storage.delete(self.name(unit))
         return attempt + 1
 
-    def delete(self, unit: str) -> None:
-        """Take a receipt away."""
-        self.storage.delete(self.name(unit))
-
-    def amend(self, unit: str, qc: Mapping[str, float]) -> None:
-        """Change quality figures in all rows of a unit; the rest of them stays as it is, to the time."""
-        records = self._table([unit]).to_pylist(maps_as_pydicts="strict")
-        changed = [{**record, "qc": sorted({**record["qc"], **qc}.items())} for record in records]
-        self.storage.write(self.name(unit), _bytes_of(pa.Table.from_pylist(changed, schema=SCHEMA)))
-
     def erase(self, unit: str, subjects: Collection[str]) -> None:
         """Take the rows of some subjects out of a receipt; all others stay as they are, to the time."""
         name = self.name(unit)

@@ -265,7 +265,7 @@ class TestAgain:
         assert cli.main(["withdraw", str(study), str(tmp_path / "ids.txt")]) == 0
         assert run(study, place, "--group") == 0
         assert "3 images were removed" in capsys.readouterr().out
-        assert [path.name for path in (place / "sub-0002").rglob("*") if path.is_file()] == ["notes.txt"]
+        assert [path.name for path in (place / "sub-0002/func").iterdir()] == ["notes.txt"]
         assert len(images(place)) == 23 * 3 + 3 * 2
         config = (study / "study.yaml").read_text()
         settings = yaml.safe_load(config)
@@ -295,6 +295,7 @@ class TestAgain:
         receipts.write("block-00000", rows.values(), attempt=1, host="")
         assert run(study, tmp_path / "out", "--model", "measured") == 0
         assert images(tmp_path / "out") == [name for name in before if not name.startswith("sub-02/")] != before
+        assert not (tmp_path / "out/sub-02").exists()
 
     def test_after_a_failure_goes_on(self, finished: Path, out: Path, tmp_path: Path) -> None:
         place = tmp_path / "out"

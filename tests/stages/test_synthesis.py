@@ -334,35 +334,22 @@ class TestFailures:
 
 
 class TestTakenAway:
-    """Whole arrays that somebody removed by hand: receipts that speak of them hold no more."""
+    """Arrays, or parts of them, that somebody removed by hand."""
 
     @pytest.mark.parametrize(
         ("name", "stage"), [("contrasts.zarr", "contrasts"), ("synthetic/unet.zarr", "synthesize/unet")]
     )
-    def test_is_made_again(self, stored: Path, tmp_path: Path, name: str, stage: str) -> None:
+    @pytest.mark.parametrize("part", ["", "maps"])
+    def test_is_said_and_made_again_without_its_receipts(
+        self, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, stage: str, part: str
+    ) -> None:
         root = Path(shutil.copytree(stored, tmp_path / "study"))
-        shutil.rmtree(root / name)
-        account = ledger.account(Study(str(root)), stage)
-        assert account.pending() == list(account.owed)
+        shutil.rmtree(root / name / part)
+        dtg(stage.split("/", maxsplit=1)[0], root, "--inline", "--quiet", check=1)
+        assert f"{name}: not there, or not whole; expected maps of" in capsys.readouterr().err
+        shutil.rmtree(root / "receipts" / stage)
         dtg(stage.split("/", maxsplit=1)[0], root, "--inline", "--quiet")
         assert contents(root / name) == contents(stored / name)
-        assert ledger.account(Study(str(root)), stage).pending() == []
-
-    def test_connectomes_may_be_removed_where_maps_are_done(self, stored: Path, tmp_path: Path) -> None:
-        root = Path(shutil.copytree(stored, tmp_path / "study"))
-        shutil.rmtree(root / "connectomes.zarr")
-        dtg("synthesize", root, "--inline", "--quiet")
-        assert contents(root / "synthetic") == contents(stored / "synthetic")
-        assert not (root / "connectomes.zarr").exists(), "nothing was owed"
-        dtg("connectomes", root, "--inline", "--quiet")
-        assert contents(root / "connectomes.zarr") == contents(stored / "connectomes.zarr")
-
-    def test_maps_and_connectomes_are_made_again_from_the_files(self, stored: Path, tmp_path: Path) -> None:
-        root = Path(shutil.copytree(stored, tmp_path / "study"))
-        for name in ("connectomes.zarr", "synthetic"):
-            shutil.rmtree(root / name)
-        dtg("synthesize", root, "--inline", "--quiet")
-        assert contents(root / "synthetic") == contents(stored / "synthetic")
 
     @pytest.mark.parametrize(
         ("name", "stage"), [("synthetic/unet.zarr", "synthesize/unet"), ("contrasts.zarr", "contrasts")]
@@ -403,7 +390,6 @@ class TestSaidBeforehand:
         ("stage", "settings"),
         [
             ("connectomes", {"connectomes": {"windows": 3}}),
-            ("connectomes", {"cohort": {"block_size": 3}}),
             ("contrasts", {"contrasts": ["MOTOR_LH", "EMOTION_FACES", "LANGUAGE_STORY"]}),
             ("synthesize", {"synthesis": {"contrasts": ["MOTOR_LH"]}}),
         ],
@@ -424,6 +410,14 @@ class TestSaidBeforehand:
         change(root, models={"unet": {**NETWORK, "train": {**TRAIN, "epochs": 3}}})
         dtg("synthesize", root, "--dry-run", "--inline", "--model", "unet")
         assert "unet: trained by other settings" in caplog.text
+
+
+def test_another_block_size_is_refused(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(shutil.copytree(stored, tmp_path / "study"))
+    change(root, cohort={"block_size": 3})
+    for verb in ("status", "connectomes", "run"):
+        dtg(verb, root, check=1)
+        assert "got cohort.block_size 3, expected what the study was made with" in capsys.readouterr().err
 
 
 def test_an_ensemble_takes_as_long_as_its_members_or_nothing_beside_them(stored: Path, tmp_path: Path) -> None:

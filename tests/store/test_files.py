@@ -218,4 +218,4 @@ class TestZarr:
     def test_a_missing_group_is_an_error_with_a_hint(self, storage):
         with pytest.raises(StudyError, match=r"none.zarr: not there") as caught:
             storage.open_zarr("none.zarr")
-        assert "dtg run" in caught.value.hint
+        assert "dtg status" in caught.value.hint
