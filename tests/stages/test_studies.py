@@ -424,7 +424,7 @@ class TestRetest:
         study.cohort["retest"] = [maps if name == alone else {} for name, maps in study.cohort["retest"].items()]
         study.storage.write(COHORT, cohort_bytes(study.cohort))
         dtg("run", study.uri, "--inline", "--quiet")
-        assert "two of them" in rows(study.uri, "evaluate/again").loc["again", "message"]
+        assert "got 1 held-out subjects" in rows(study.uri, "evaluate/again").loc["again", "message"]
         assert evaluate.read_summary(Study(study.uri))["model"].tolist() == ["group_mean"]
         with_it = study.storage.read("report/maps.png")
         path = tmp_path / "study/study.yaml"
