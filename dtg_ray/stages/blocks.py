@@ -171,7 +171,7 @@ def run_blocks(
     index_receipts(study, stages)  # of a run that was killed
     with session(options):
         results = map_units(crews, pending, options)
-        for _ in progress(results, subjects_in(study, pending), plan.stage, options):
+        for _ in progress(results, plan.subjects, plan.stage, options):
             pass
     index_receipts(study, stages)
     return True
@@ -184,12 +184,6 @@ def index_receipts(study: Study, stages: Sequence[str]) -> None:
             Receipts(study.storage, stage).index()
         except StudyError as error:
             log.warning("%s: receipts will be read one by one: %s", stage, error)
-
-
-def subjects_in(study: Study, units: Sequence[str]) -> int:
-    """How many subjects some blocks have."""
-    sizes = study.cohort["block"].value_counts()
-    return int(sum(sizes[ledger.block_number(unit)] for unit in units))
 
 
 def kept_rows(array: zarr.Array, axis: int, rows: slice, kept: Mapping[str, int]) -> NDArray[Any]:
