@@ -20,7 +20,7 @@ from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
 from dtg_ray.stages.predictor import Prediction, Predictor, check_finite
-from dtg_ray.store.arrays import along, erase, read, write_rows
+from dtg_ray.store.arrays import erase, read, write_rows
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
@@ -140,9 +140,10 @@ class BlockMaps:
         self._place = (study.block(block.number)["row"] - self._rows.start).astype(int).to_dict()
         self._done = block.done(model)
         self._attempt = self._receipts.withdraw(block.unit, self._done.values(), socket.gethostname())
-        group, wanted = study.storage.open_zarr(array_name(model), writable=True), arrays_of(study)
-        self._arrays = {name: study.storage.open_array(array_name(model), name, writable=True) for name in wanted}
-        self._dropped = [array for name, array, _ in along(group) if name not in wanted]  # a spread asked for before
+        place, storage = array_name(model), study.storage
+        self._arrays = {name: storage.open_array(place, name, writable=True) for name in arrays_of(study)}
+        asked_before = "spread" not in self._arrays and storage.exists(f"{place}/spread/zarr.json")
+        self._dropped = [storage.open_array(place, "spread", writable=True)] if asked_before else []
         self._values = {name: self._kept(name) for name in self._arrays}
         self._new: list[Row] = []
 
