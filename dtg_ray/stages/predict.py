@@ -25,9 +25,10 @@ from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
 from dtg_ray.stats.folds import fold_indices
+from dtg_ray.stats.gram import Gram
 from dtg_ray.stats.metrics import mae, pearson, r2
 from dtg_ray.stats.permutation import p_value, permutation_indices
-from dtg_ray.stats.ridge import Gram, cross_validated_ridge
+from dtg_ray.stats.ridge import cross_validated_ridge
 from dtg_ray.store.arrays import read
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table

@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold
 
 from dtg_ray import Study, ledger
 from dtg_ray.stages import predict
-from dtg_ray.stats.ridge import Gram
+from dtg_ray.stats.gram import Gram
 
 
 @pytest.fixture

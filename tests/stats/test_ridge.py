@@ -5,8 +5,9 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from dtg_ray.stats.folds import fold_indices
+from dtg_ray.stats.gram import Gram, gram
 from dtg_ray.stats.permutation import permutation_indices
-from dtg_ray.stats.ridge import Gram, cross_validated_ridge, gram
+from dtg_ray.stats.ridge import cross_validated_ridge
 from reference import PUBLISHED, needs_published
 
 
