@@ -39,9 +39,7 @@ def class_figures(actual: ArrayLike, predicted: ArrayLike, n_classes: int) -> di
         raise ValueError(
             f"got classes of shapes {a.shape} and {b.shape} of {n_classes} kinds, expected (..., n) of at least two"
         )
-    hits, found, there = (
-        np.stack(parts, axis=-1).astype(np.float64) for parts in zip(*_counts(a, b, n_classes), strict=True)
-    )
+    hits, found, there = np.moveaxis(_counts(a, b, n_classes), 0, -1)  # (..., C) each
     recall, precision = _share(hits, there), _share(hits, found)  # (..., C)
     f1 = _share(2 * hits, there + found)
     present = there > 0
@@ -57,7 +55,7 @@ def class_figures(actual: ArrayLike, predicted: ArrayLike, n_classes: int) -> di
 
 
 def auc(actual: ArrayLike, decisions: ArrayLike) -> Float:
-    """Area under the ROC curve, each class against the rest: of class 1 for two classes, otherwise the mean over classes.
+    """Area under the ROC curve: of class 1 for two classes, otherwise the mean over classes, each against the rest.
 
     The share of pairs of a member and a non-member in which the member has the higher decision value, ties being half
     (Mann and Whitney 1947); NaN without members or non-members of a class.
@@ -82,17 +80,11 @@ def _binary_auc(member: NDArray[np.bool_], decision: Float) -> Float:
     return np.divide(above, pairs, out=np.full(np.broadcast_shapes(above.shape, pairs.shape), np.nan), where=pairs > 0)
 
 
-def _counts(a: Classes, b: Classes, n_classes: int) -> list[tuple[NDArray[np.int64], ...]]:
-    """For each class how many were rightly found, found, and there."""
+def _counts(a: Classes, b: Classes, n_classes: int) -> Float:
+    """How many of each class were rightly found, found, and there: (C, 3, ...)."""
+    parts = [((a == one) & (b == one), b == one, a == one) for one in range(n_classes)]
     shape = np.broadcast_shapes(a.shape, b.shape)[:-1]
-    return [
-        (
-            ((a == one) & (b == one)).sum(axis=-1),
-            np.broadcast_to((b == one).sum(axis=-1), shape),
-            np.broadcast_to((a == one).sum(axis=-1), shape),
-        )
-        for one in range(n_classes)
-    ]
+    return np.array([[np.broadcast_to(part.sum(axis=-1), shape) for part in three] for three in parts], dtype=float)
 
 
 def _share(part: Float, whole: Float) -> Float:

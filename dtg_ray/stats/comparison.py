@@ -1,4 +1,4 @@
-"""Does one set of features predict better than another, for the same subjects?"""
+"""Whether one set of features predicts better than another, for the same subjects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Float = NDArray[np.float64]
 def corrected_resampled_t(differences: ArrayLike, n_train: float, n_test: float) -> tuple[float, float]:
     """T test of differences between two predictions over the folds of repeated cross-validation.
 
-    Folds share training subjects, so their differences vary less than independent ones would; the variance is therefore
-    multiplied with 1/J + n_test / n_train instead of 1/J (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366; Bouckaert
-    and Frank 2004 for repeats).
+    Folds share training subjects, so their differences vary less than independent ones would; the variance is
+    therefore multiplied with 1/J + n_test / n_train instead of 1/J (Nadeau and Bengio 2003, doi
+    10.1023/A:1024068626366; Bouckaert and Frank 2004 for repeats).
 
     Parameters
     ----------

@@ -35,12 +35,7 @@ def family_wise_p(observed: ArrayLike, null: ArrayLike) -> NDArray[np.float64]:
         When the shapes disagree, or without a permutation.
     """
     statistic, distribution = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64)
-    if (
-        statistic.ndim != 1
-        or distribution.ndim != 2
-        or len(distribution) != len(statistic)
-        or not distribution.shape[1]
-    ):
+    if distribution.ndim != 2 or statistic.shape != distribution.shape[:1] or not distribution.shape[1]:
         raise ValueError(
             f"got statistics of shape {statistic.shape} and null values of shape {distribution.shape}, "
             "expected (C,) and (C, P) with at least one permutation"

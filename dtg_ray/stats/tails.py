@@ -18,6 +18,8 @@ TAIL = 0.25
 SMALLEST_TAIL = 20
 SHRINK = 0.8
 """What is left of the tail after it did not fit."""
+EXPONENTIAL = 1e-9
+"""Shape below which the distribution is exponential."""
 SIMULATED = 400
 """Samples that say how well a tail fits that is one."""
 
@@ -56,11 +58,12 @@ def negative_binomial_p(observed: float, null: ArrayLike, exceedances: int) -> f
 
 
 def generalised_pareto_p(observed: float, null: ArrayLike, seed: int = 0) -> float | None:
-    """P value from a generalised Pareto distribution of the tail (Knijnenburg et al. 2009, doi 10.1093/bioinformatics/btp211).
+    """P value from a generalised Pareto distribution of the tail.
 
-    The upper quarter of the null distribution is fitted by its moments (Hosking and Wallis 1987, doi
-    10.1080/00401706.1987.10488243); where an Anderson-Darling test against simulated samples of the fit rejects it at
-    5%, the tail is shortened by a fifth.
+    The upper quarter of the null distribution is fitted (Knijnenburg et al. 2009, doi 10.1093/bioinformatics/btp211)
+    by its moments (Hosking and Wallis 1987, doi 10.1080/00401706.1987.10488243); where an Anderson-Darling test against
+    simulated samples of the fit rejects it at 5%, the tail is shortened by a fifth. A distribution that ends would
+    give p values far too small, down to 0, so a shape below 0 counts as 0, an exponential tail: p is rather too large.
 
     Parameters
     ----------
@@ -85,34 +88,30 @@ def generalised_pareto_p(observed: float, null: ArrayLike, seed: int = 0) -> flo
         shape, scale = _moments(excess[None])
         if excess[-1] > 0 and _fits(excess, shape[0], scale[0], seed):
             survival = _survival(np.array([[observed - threshold]]), shape, scale)[0, 0]
-            return float(survival * length / n) if survival > 0 else None
+            return float(survival * length / n)
         length = int(SHRINK * length)
     return None
 
 
 def _moments(excess: Float) -> tuple[Float, Float]:
-    """Shape and scale of samples (B, m), each (B,): mean^2 / variance = 1 - 2 shape."""
+    """Shape, at least 0, and scale of samples (B, m), each (B,): mean^2 / variance = 1 - 2 shape."""
     mean, variance = excess.mean(axis=1), excess.var(axis=1, ddof=1)
-    ratio = mean**2 / np.maximum(variance, np.finfo(float).tiny)
+    ratio = np.minimum(mean**2 / np.maximum(variance, np.finfo(float).tiny), 1)
     return (1 - ratio) / 2, mean * (1 + ratio) / 2
 
 
 def _survival(excess: Float, shape: Float, scale: Float) -> Float:
-    """Share of the distribution beyond each value (B, m); 0 beyond its end."""
-    scaled = excess / scale[:, None]
-    k = shape[:, None]
-    exponential = np.abs(k) < 1e-9
-    inside = np.maximum(1 + k * scaled, 0)
-    with np.errstate(divide="ignore"):
-        power = np.exp(-np.log(inside) / np.where(exponential, 1, k))
-    return np.where(exponential, np.exp(-scaled), np.where(inside > 0, power, 0))
+    """Share of the distribution beyond each value (B, m) above the threshold."""
+    scaled, k = np.maximum(excess, 0) / scale[:, None], shape[:, None]
+    exponential = k < EXPONENTIAL
+    return np.where(exponential, np.exp(-scaled), np.power(1 + k * scaled, -1 / np.where(exponential, 1, k)))
 
 
 def _fits(excess: Float, shape: float, scale: float, seed: int) -> bool:
     """Whether a sample (m,) is like those of the distribution fitted to it, each fitted again."""
     generator = np.random.default_rng([seed, len(excess)])
     uniform = generator.random((SIMULATED, len(excess)))
-    drawn = scale * (-np.log(uniform) if abs(shape) < 1e-9 else (uniform**-shape - 1) / shape)
+    drawn = scale * (-np.log(uniform) if shape < EXPONENTIAL else (uniform**-shape - 1) / shape)
     simulated = _anderson_darling(np.sort(drawn, axis=1))
     return bool(_anderson_darling(np.sort(excess)[None])[0] <= np.quantile(simulated, 0.95))
 
