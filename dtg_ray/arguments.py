@@ -40,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
         _add_again_options(verb)
         if name in WITH_MODEL:
             verb.add_argument("--model", help="only this model of study.yaml")
+        if name in ("predict", "run"):
+            verb.add_argument(
+                "--scheduler",
+                default="threads",
+                help="of Dask: threads (default), ray, or tcp://HOST:PORT of a cluster",
+            )
         if name == "connectomes":
             verb.add_argument("--training-only", action="store_true", help="only of those whom models are trained on")
         verb.set_defaults(verb=does.stage, stage=name, model=None)

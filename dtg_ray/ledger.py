@@ -5,17 +5,26 @@ Nothing here looks at arrays: "done" means a row of a receipt with today's finge
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from dtg_ray.cohort.manifest import TRAINING
-from dtg_ray.config import EnsembleConfig, FinetunedConfig, ImportedConfig, fingerprint, training_settings
+from dtg_ray.config import (
+    EnsembleConfig,
+    FinetunedConfig,
+    ImportedConfig,
+    feature_folder,
+    fingerprint,
+    training_settings,
+)
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.receipts import Receipts
 
@@ -27,6 +36,8 @@ FORMAT = 3
 """Raised when the meaning of a stage's output changes, so that old results are made again."""
 MODEL = "model"
 """The unit of stages that have one."""
+COMMON = "+common"
+"""After the name of a target: predicted once more for the subjects that all feature sets have, to compare these."""
 Owed = dict[str, dict[str, str | None]]
 """Unit -> subject (or model, or feature set) -> fingerprint; None where the stage before has not got that far."""
 
@@ -97,6 +108,12 @@ class Ledger:
         self.study = study
         self._accounts: dict[str, Account] = {}
 
+    @functools.cached_property
+    def columns(self) -> Mapping[str, str]:
+        """A hash of what is known about the people, by column."""
+        table = self.study.people
+        return {name: fingerprint(table[name].astype("str").tolist()) for name in table.columns}
+
     def account(self, stage: str) -> Account:
         """The account of a stage: `connectomes`, `contrasts`, `train/M`, `synthesize/M`, `evaluate/M`, `predict/F`."""
         if stage not in self._accounts:
@@ -141,13 +158,9 @@ def stages(study: Study) -> list[str]:
         *(f"synthesize/{name}" for name in models),
         *(f"evaluate/{name}" for name in models),
         *(f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()),
+        "scores",
         "report",
     ]
-
-
-def feature_folder(feature: str) -> str:
-    """`synthetic:unet` as it is written in paths: `synthetic-unet`."""
-    return feature.replace(":", "-")
 
 
 def status(book: Ledger) -> pd.DataFrame:
@@ -297,13 +310,56 @@ def _evaluate(book: Ledger, model: str) -> Owed:
 
 
 def _predict(book: Ledger, folder: str) -> Owed:
-    study, source = book.study, folder.removeprefix("synthetic-")
-    needed = {"measured": "contrasts", "connectome": "connectomes"}.get(folder, f"synthesize/{source}")
-    settings = study.config.prediction.model_dump(mode="json", exclude={"features"})
-    table = pd.util.hash_pandas_object(study.phenotypes.astype("str"), index=True).to_numpy().tolist()
-    splits = study.cohort["split"].tolist()
-    feature = next(name for name in study.config.feature_sets() if feature_folder(name) == folder)
-    return {MODEL: {feature: _outcome(book, [needed], "predict", settings, fingerprint(table), splits)}}
+    """Two units per target: for all who have the features, and for those who have all features that are compared."""
+    config = book.study.config
+    feature = next(name for name in config.feature_sets() if feature_folder(name) == folder)
+    shared, in_common = _features(book, [feature]), None
+    compared = compares(book.study)
+    if compared:
+        in_common = _features(book, config.feature_sets(), config.prediction.repeats)
+    owed: Owed = {}
+    for target in target_names(book.study):
+        columns = [book.columns.get(name) for name in config.prediction.columns_of(target)]
+        own = None if None in columns else fingerprint(columns, config.prediction.identity_of(target))
+        owed[target_unit(target)] = {target: own and shared and fingerprint(shared, own)}
+        if compared:
+            common = own and shared and in_common and fingerprint(shared, in_common, own)
+            owed[target_unit(target) + COMMON] = {target + COMMON: common}
+    return owed
+
+
+def _features(book: Ledger, features: Iterable[str], *parts: object) -> str | None:
+    """Hash of all that is known of some feature sets; None while one is unfinished."""
+    config, known = book.study.config, []
+    for feature in features:
+        sources = config.sources_of(feature)
+        what = [[str(part) for part in sources], config.mask_of(feature), config.prediction.weight_maps]
+        known.append(_outcome(book, dict.fromkeys(part.stage for part in sources), "predict", what))
+    return None if None in known else fingerprint(known, book.study.cohort["split"].tolist(), *parts)
+
+
+def target_names(study: Study) -> list[str]:
+    """The phenotypes to predict: those of study.yaml, or all numeric ones that vary."""
+    if study.config.prediction.targets:
+        return list(study.config.prediction.targets)
+    table = study.people
+    numeric = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+    return [name for name in numeric if table[name].min() < table[name].max()]
+
+
+def target_unit(target: str) -> str:
+    """A target as the name of its receipt and tables, of whatever characters it is."""
+    return quote(target, safe="")
+
+
+def compares(study: Study) -> bool:
+    """Whether feature sets are compared with each other."""
+    return bool(study.config.prediction.repeats) and len(study.config.feature_sets()) > 1
+
+
+def _scores(book: Ledger, _: str) -> Owed:
+    stages = [f"predict/{feature_folder(feature)}" for feature in book.study.config.feature_sets()]
+    return {MODEL: {"scores": _outcome(book, stages, "scores")}}
 
 
 def _report(book: Ledger, _: str) -> Owed:
@@ -329,5 +385,6 @@ OWED: dict[str, Callable[[Ledger, str], Owed]] = {
     "synthesize": _synthesize,
     "evaluate": _evaluate,
     "predict": _predict,
+    "scores": _scores,
     "report": _report,
 }

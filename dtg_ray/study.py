@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
 DAMAGED = "part of it was lost or changed: put it back, or make a new study with `dtg init`"
 """What to do about rois.zarr."""
+PEOPLE = "prediction/people.parquet"
+"""Columns of `prediction.tables`, as they were when phenotypes were last predicted."""
 LEFT_OUT = "left_out.parquet"
 """Who was found but does not take part, and why."""
 WITHDRAWN = "withdrawn.parquet"
@@ -127,6 +129,15 @@ class Study:
         """What is known about the people, in the order of the cohort, indexed by subject."""
         table = read_table(self.storage, PHENOTYPES).set_index("subject")
         return table.reindex(self.cohort.index)
+
+    @functools.cached_property
+    def people(self) -> pd.DataFrame:
+        """Phenotypes, with the columns that `dtg predict` read from `prediction.tables` over them, and `group`."""
+        table = self.phenotypes
+        if self.config.prediction.tables and self.storage.exists(PEOPLE):
+            more = read_table(self.storage, PEOPLE).set_index("subject").reindex(table.index)
+            table = more.combine_first(table[table.columns.difference(more.columns)])
+        return table if "group" in table else table.assign(group=self.cohort["group"])
 
     @functools.cached_property
     def _rois_group(self) -> Any:

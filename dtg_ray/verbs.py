@@ -281,14 +281,15 @@ def demo(options: argparse.Namespace) -> int:
 def _print_results(study: Study) -> None:
     """The two tables everybody wants, and where everything is."""
     from dtg_ray.report import tables, text
-    from dtg_ray.stages import evaluate, predict
+    from dtg_ray.stages import evaluate
+    from dtg_ray.stages.prediction.scores import read_scores
 
     print()
     tables.show(
         "Reconstruction of held-out subjects' maps (means over contrasts)",
         tables.reconstruction(evaluate.read_summary(study)),
     )
-    scores = predict.read_scores(study)
+    scores = read_scores(study)
     if len(scores):
         print()
         tables.show("Phenotype prediction", tables.phenotypes(scores))

@@ -21,8 +21,8 @@ from dtg_ray.config.models import (
     TrainConfig,
     training_settings,
 )
-from dtg_ray.config.prediction import PredictionConfig
-from dtg_ray.config.study import StudyConfig, fingerprint, merge, parse, parse_saved, read_yaml, to_yaml
+from dtg_ray.config.prediction import PredictionConfig, Source, StackConfig, TargetConfig, source
+from dtg_ray.config.study import StudyConfig, feature_folder, fingerprint, merge, parse, parse_saved, read_yaml, to_yaml
 
 __all__ = [
     "DEFAULT_MODELS",
@@ -39,15 +39,20 @@ __all__ = [
     "NetworkConfig",
     "PredictionConfig",
     "QualityConfig",
+    "Source",
+    "StackConfig",
     "StorageConfig",
     "StudyConfig",
     "SynthesisConfig",
+    "TargetConfig",
     "TrainConfig",
+    "feature_folder",
     "fingerprint",
     "merge",
     "parse",
     "parse_saved",
     "read_yaml",
+    "source",
     "to_yaml",
     "training_settings",
 ]

@@ -27,7 +27,15 @@ from dtg_ray.config.models import (
     ModelConfig,
     SynthesisConfig,
 )
-from dtg_ray.config.prediction import PredictionConfig
+from dtg_ray.config.prediction import (
+    CONNECTOME,
+    EACH,
+    MEASURED,
+    SYNTHETIC,
+    PredictionConfig,
+    Source,
+    source,
+)
 from dtg_ray.config.section import Name, Section
 from dtg_ray.errors import ConfigError
 
@@ -51,13 +59,6 @@ class StudyConfig(Section):
     synthesis: SynthesisConfig = SynthesisConfig()
     prediction: PredictionConfig = PredictionConfig()
     storage: StorageConfig = StorageConfig()
-
-    @model_validator(mode="after")
-    def _features_exist(self) -> StudyConfig:
-        known = {"measured", "connectome", *(f"synthetic:{name}" for name in self.models)}
-        if unknown := [feature for feature in self.prediction.features if feature not in known]:
-            raise ValueError(f"prediction.features: got {unknown}, expected some of {sorted(known)}")
-        return self
 
     @model_validator(mode="after")
     def _finetuned_models_have_a_start(self) -> StudyConfig:
@@ -98,6 +99,19 @@ class StudyConfig(Section):
             raise ValueError(f"synthesis.contrasts: got {unknown}, expected some of {sorted(every)}")
         return self
 
+    @model_validator(mode="after")
+    def _features_exist(self) -> StudyConfig:
+        for feature in self.feature_sets():
+            for part in self.sources_of(feature):
+                if part.kind == SYNTHETIC and part.model not in self.models:
+                    raise ValueError(f"{feature}: got model {part.model!r}, expected one of {', '.join(self.models)}")
+                if part.contrast and part.contrast not in (known := self.contrasts_in(part)):
+                    raise ValueError(f"{feature}: got contrast {part.contrast!r}, expected one of {', '.join(known)}")
+        folders = [feature_folder(feature) for feature in self.feature_sets()]
+        if twice := sorted({one for one in folders if folders.count(one) > 1}):
+            raise ValueError(f"prediction.features: got several that would be called {twice}, expected different names")
+        return self
+
     def maps_of(self, name: str) -> tuple[str, ...]:
         """The contrasts of a model that maps are made of, in the order of its array."""
         predicted, wanted = self.contrasts_of(name), self.synthesis.contrasts
@@ -125,11 +139,34 @@ class StudyConfig(Section):
         return min(kinds, key=kinds.__getitem__)
 
     def feature_sets(self) -> tuple[str, ...]:
-        """The feature sets phenotypes are predicted from, defaults filled in."""
+        """The feature sets phenotypes are predicted from, with defaults, and one for each contrast in place of `*`."""
         if self.prediction.features:
-            return self.prediction.features
+            return tuple(one for feature in self.prediction.features for one in self._each(feature))
         predicting = self.models[self.default_model].kind != "retest"
-        return (*([f"synthetic:{self.default_model}"] if predicting else []), "measured", "connectome")
+        synthetic = [f"{SYNTHETIC}:{self.default_model}"] if predicting else []
+        return (*synthetic, MEASURED, CONNECTOME, *self.prediction.stacks)
+
+    def _each(self, feature: str) -> list[str]:
+        if not feature.endswith(f":{EACH}"):
+            return [feature]
+        part = source(feature.removesuffix(f":{EACH}"))
+        if part.kind == SYNTHETIC and part.model not in self.models:
+            return [str(part)]  # which is refused by its name
+        return [f"{part}:{contrast}" for contrast in self.contrasts_in(part)]
+
+    def sources_of(self, feature: str) -> tuple[Source, ...]:
+        """What a feature set is made of."""
+        stack = self.prediction.stacks.get(feature)
+        return tuple(source(part) for part in stack.of) if stack else (source(feature),)
+
+    def mask_of(self, feature: str) -> str:
+        """Which voxels of maps a feature set has: grey_matter, brain or the URI of an image."""
+        stack = self.prediction.stacks.get(feature)
+        return (stack and stack.mask) or self.prediction.mask
+
+    def contrasts_in(self, part: Source) -> tuple[str, ...]:
+        """The contrasts that the maps of an ingredient can have, in the order of its array."""
+        return self.maps_of(part.model) if part.kind == SYNTHETIC else self.contrasts
 
 
 def parse(document: Mapping[str, Any]) -> StudyConfig:
@@ -165,6 +202,11 @@ def parse_saved(data: bytes, origin: str) -> StudyConfig:
             hint="was the file cut off? put it back as it was; `NAME: {}` says that the defaults are meant",
         )
     return parse(document)
+
+
+def feature_folder(feature: str) -> str:
+    """`synthetic:unet` as it is written in paths: `synthetic-unet`."""
+    return feature.replace(":", "-")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

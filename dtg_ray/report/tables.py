@@ -35,9 +35,10 @@ def cell(value: object, column: str = "") -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "-"
-        if value.is_integer() and column not in {"r", "p"}:
+        is_p = column == "p" or column.endswith(" p")
+        if value.is_integer() and not is_p and column not in {"r", "score"}:
             return f"{value:g}"
-        return f"{value:.4f}" if column == "p" or column.endswith(" p") else f"{value:.3f}"
+        return f"{value:.4f}" if is_p else f"{value:.3f}"
     return str(value)
 
 
@@ -49,9 +50,12 @@ def reconstruction(summary: pd.DataFrame) -> pd.DataFrame:
 
 def phenotypes(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per phenotype and feature set: narrow enough for any terminal."""
-    columns: Sequence[str] = ["target", "features", "subjects", "r", "p"]
     ordered = scores.sort_values("target", kind="stable")
-    return ordered[list(columns)].rename(columns={"target": "phenotype"})
+    figures = [row[row["metric"]] for _, row in ordered.iterrows()]
+    ordered = ordered.assign(**{"": ordered["metric"].str.replace("auc", "AUC"), "score": figures})
+    columns: Sequence[str] = ["target", "features", "subjects", "", "score", "p", "p_family"]
+    names = {"target": "phenotype", "p_family": "family-wise p"}
+    return ordered[list(columns)].rename(columns=names)
 
 
 def default_console() -> Console:

@@ -16,7 +16,7 @@ def where_things_are(study: Study) -> list[str]:
     return [
         f"maps          {maps}   (contrast, subject, voxel)",
         *([f"picture       {uri}/report/maps.png"] if study.storage.exists("report/maps.png") else []),
-        f"tables        {uri}/evaluation/*.parquet  {uri}/prediction/*/*.parquet",
+        f"tables        {uri}/evaluation/*.parquet  {uri}/prediction/*.parquet",
         f'with xarray   import xarray; maps = xarray.open_zarr("{maps}", consolidated=False)',
         f'with nibabel  {one}; image.to_filename("map.nii.gz")',
         f'with nilearn  {one}; from nilearn import plotting; plotting.plot_stat_map(image).savefig("map.png")',

@@ -1,12 +1,18 @@
 """`dtg predict`: phenotypes from maps and connectomes, by ridge regression with permutation tests.
 
-Dask reads the arrays by columns and adds up one Gram matrix per feature set; everything after that is small.
+Each feature set is read once into a Gram matrix; then one target after the other is predicted and committed. Dask runs
+feature sets side by side: in threads here, as tasks of the Ray cluster the job is in, or on a dask.distributed one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import dask
 import numpy as np
@@ -16,267 +22,254 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray import ledger
-from dtg_ray.cohort import manifest
-from dtg_ray.cohort.manifest import TRAINING
-from dtg_ray.errors import ConfigError, StudyError, UsageError
-from dtg_ray.stages.mapping import array_name
+from dtg_ray.config import feature_folder
+from dtg_ray.errors import StudyError
+from dtg_ray.ledger import COMMON
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.prediction import people
+from dtg_ray.stages.prediction.cells import Engines, predict_repeatedly, predict_target
+from dtg_ray.stages.prediction.clock import Clock
+from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members
+from dtg_ray.stages.prediction.gram import gram_sum
+from dtg_ray.stages.prediction.people import Target, target_of
+from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
+from dtg_ray.stages.prediction.scores import summarise, table_name
+from dtg_ray.stages.prediction.weights import learn, write_weights
+from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
-from dtg_ray.stats.folds import fold_indices
-from dtg_ray.stats.gram import Gram
-from dtg_ray.stats.metrics import mae, pearson, r2
-from dtg_ray.stats.permutation import p_value, permutation_indices
-from dtg_ray.stats.ridge import cross_validated_ridge
-from dtg_ray.store.arrays import read
-from dtg_ray.store.receipts import Row
-from dtg_ray.store.tables import read_table, write_table
+from dtg_ray.stats.gram import Gram, GramSum
+from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.store.tables import write_table
 from dtg_ray.study import Study
 
-COLUMN_BYTES = 256 * 2**20
-"""Features of all subjects in memory at a time, per thread."""
-THREADS = 2
+log = logging.getLogger(__name__)
+MANY = 1000
+"""Subjects from which on the arithmetic of one feature set keeps all processors busy."""
 
 
 def run(study: Study, options: Options) -> pd.DataFrame:
-    """Predict every target from every feature set; returns the rows of the receipts."""
+    """Predict every target from every feature set, then test them all together; returns the rows of the receipts."""
+    if not options.dry_run:
+        study, listed = people.refresh(study)
+        _say(listed.describe(study), options)
     book = ledger.Ledger(study)
-    rows = [_run_one(book, feature, options) for feature in study.config.feature_sets()]
-    return pd.concat(rows, ignore_index=True)
+    people.check_targets(study)
+    people.exchangeability(study)
+    todo = [name for name in study.config.feature_sets() if _show(book, name, options)]
+    if todo and not options.dry_run:
+        _compute(book, todo, options)
+        book = ledger.Ledger(study)
+    stages = [f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()]
+    rows = [book.account(stage).rows for stage in stages]
+    return pd.concat([*rows, _summarise(book, stages, options)], ignore_index=True)
 
 
-def read_scores(study: Study) -> pd.DataFrame:
-    """Scores of all feature sets that are done: features, target, subjects, r, p, r2, mae."""
-    book = ledger.Ledger(study)
-    done = [
-        feature
-        for feature in study.config.feature_sets()
-        if book.account(f"predict/{ledger.feature_folder(feature)}").subjects("done")
-    ]
-    tables = [read_table(study.storage, _table(feature, "scores")) for feature in done]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+def _say(lines: Sequence[str], options: Options) -> None:
+    for line in lines if not options.quiet else ():
+        tqdm.write(line)
 
 
-def targets(study: Study) -> list[str]:
-    """The phenotypes to predict.
+def _show(book: ledger.Ledger, feature: str, options: Options) -> bool:
+    """Show the plan of a feature set; whether there is something to do.
 
     Raises
     ------
-    ConfigError
-        When one is unknown or not numeric.
+    StudyError
+        When a stage before this one is unfinished.
     """
-    table = study.phenotypes
-    numeric = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
-    wanted = list(study.config.prediction.targets)
-    if wrong := [name for name in wanted if name not in numeric]:
-        raise ConfigError(f"prediction.targets: got {wrong}, expected some of the numeric columns {numeric}")
-    return wanted or [name for name in numeric if table[name].min() < table[name].max()]
+    account = book.account(f"predict/{feature_folder(feature)}")
+    todo = plan(book, feature)
+    todo.show(options)
+    if todo.pending and todo.waiting and not options.dry_run:
+        raise StudyError(f"{account.stage} waits for {todo.waiting}", hint="run that stage first, or `dtg run`")
+    return bool(todo.pending)
 
 
-def members(book: ledger.Ledger, feature: str) -> list[str]:
-    """Whose features are complete, in the order of the cohort; by default only those never trained or validated on."""
-    study, cohort = book.study, book.study.cohort
-    if study.config.prediction.subjects == "unseen":
-        cohort = cohort[~cohort["split"].isin([*TRAINING, manifest.RELATED])]
-    if column := _measured_in(study, feature):
-        wanted = set(study.config.contrasts)
-        cohort = cohort[np.array([wanted <= set(maps) for maps in cohort[column]], dtype=bool)]
-    done = set(book.account(_source(feature)).subjects("done"))
-    return [subject for subject in cohort["subject"] if subject in done]
+def plan(book: ledger.Ledger, feature: str) -> Plan:
+    """What predicting from one feature set takes."""
+    study = book.study
+    account = book.account(f"predict/{feature_folder(feature)}")
+    pending, units = account.pending(), len(account.owed)
+    if not pending:
+        return Plan(account.stage, units, 0, 0)
+    sources = [part.stage for part in study.config.sources_of(feature)]
+    if waiting := require_settled(book, list(dict.fromkeys(sources)), "prediction"):
+        return Plan(account.stage, units, len(pending), 0, waiting=waiting)
+    features = Features(study, feature, members(book, feature))
+    n, p = len(features.subjects), features.n_features
+    return Plan(account.stage, units, len(pending), n, 2 * n * p, memory=memory(n, p), cpus=_cpus(n))
 
 
-def _source(feature: str) -> str:
-    """The stage that makes a feature set."""
-    kind, _, model = feature.partition(":")
-    return {"measured": "contrasts", "connectome": "connectomes"}.get(kind, f"synthesize/{model}")
+def memory(n: int, n_features: int) -> int:
+    """Bytes that predicting from features of n subjects takes: four matrices, or one and what is read meanwhile."""
+    read = min(2 * n * n_features, 6 * 2**30) + COLUMN_BYTES
+    return 2**28 + max(4 * 8 * n * n, 12 * n * n + read)
 
 
-def _measured_in(study: Study, feature: str) -> str:
-    """The column of the cohort with the files of a feature set of measured maps; empty for others."""
-    kind, _, model = feature.partition(":")
-    is_retest = kind == "synthetic" and study.config.models[model].kind == "retest"
-    return "contrasts" if kind == "measured" else "retest" if is_retest else ""
+def _cpus(n: int) -> int:
+    return len(os.sched_getaffinity(0)) if n >= MANY else 1
 
 
-def _table(feature: str, what: str) -> str:
-    return f"prediction/{ledger.feature_folder(feature)}/{what}.parquet"
+def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> None:
+    """Predict from some feature sets, side by side."""
+    study = book.study
+    sizes = {feature: len(members(book, feature)) for feature in features}
+    in_common = _common(book)
+    needs = Resources(_cpus(max(sizes.values())), memory=max(plan(book, feature).memory for feature in features))
+    with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen:
+        shares = 1 if options.scheduler == THREADS else chosen.places // len(features)
+        tasks = [_task(study, feature, in_common, shares, options) for feature in features]
+        dask.compute(*tasks, **chosen.arguments)
 
 
-def _run_one(book: ledger.Ledger, feature: str, options: Options) -> pd.DataFrame:
-    study, stage = book.study, f"predict/{ledger.feature_folder(feature)}"
-    account = book.account(stage)
-    pending = account.pending()
-    names, subjects = targets(study), members(book, feature)
-    waiting = require_settled(book, [_source(feature)], "prediction") if pending else ""
-    n, p = len(subjects), sum(part.size for part in parts(study, feature))
-    memory = THREADS * 2 * COLUMN_BYTES + 4 * 8 * n * n + 8 * n * study.config.prediction.permutations * 4
-    todo = Plan(stage, 1, len(pending), n, 2 * n * p, memory=memory, cpus=THREADS, waiting=waiting)
-    return settle(study, account, todo, lambda _today: _predict(study, feature, subjects, names, options), options)
-
-
-def _predict(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> Row:
-    """Write scores, predictions and null distributions of one feature set."""
-    folds = study.config.prediction.folds
-    if len(subjects) < 2 * folds or not names:
-        why = f"got {len(subjects)} subjects and {len(names)} phenotypes, expected at least {2 * folds} and 1"
-        return Row(feature, "excluded", message=f"{feature}: {why}")
-    # BLAS threads only get into each other's way: Dask reads and multiplies in two of its own
-    with threadpool_limits(1):
-        return _predict_all(study, feature, subjects, names, options)
-
-
-def _predict_all(study: Study, feature: str, subjects: list[str], names: list[str], options: Options) -> Row:
-    gram = gram_matrix(study, feature, subjects)
-    results = [
-        predict_target(study, gram, subjects, name)
-        for name in tqdm(names, desc=f"predict/{feature}", unit="phenotype", disable=options.quiet)
+def _task(study: Study, feature: str, in_common: list[str], shares: int, options: Options) -> Any:
+    """A feature set as a task of Dask; its Gram matrix in several, where there are more workers than feature sets."""
+    sums = [
+        dask.delayed(gram_share)(study.uri, feature, number, shares) for number in range(shares if shares > 1 else 0)
     ]
-    for what, tables in (
-        ("scores", [pd.DataFrame([result.score]) for result in results]),
-        ("predictions", [result.predictions for result in results]),
-        ("nulls", [result.null for result in results]),
-    ):
-        table = pd.concat(tables, ignore_index=True)
-        table.insert(0, "features", feature)
-        write_table(study.storage, _table(feature, what), table)
-    return Row(feature, "done", qc={"subjects": float(len(subjects)), "features": float(gram.n_features)})
+    return dask.delayed(predict_feature)(study.uri, feature, in_common, options.quiet, sums)
 
 
-@dataclass(frozen=True)
-class TargetResult:
-    """Score, out-of-fold predictions and null distribution of one target."""
-
-    score: dict[str, object]
-    predictions: pd.DataFrame
-    null: pd.DataFrame
+def _common(book: ledger.Ledger) -> list[str]:
+    """Who has the features of all sets that are compared, in the order of the cohort."""
+    having = [set(members(book, feature)) for feature in book.study.config.feature_sets()]
+    return [subject for subject in book.study.cohort["subject"] if all(subject in these for these in having)]
 
 
-def predict_target(study: Study, gram: Gram, subjects: list[str], name: str) -> TargetResult:
-    """Predict one phenotype of those who have a value, and test r against permutations.
+def gram_share(uri: str, feature: str, number: int, shares: int) -> GramSum:
+    """The products of every `shares`-th piece of a feature set."""
+    features = Features(Study(uri), feature, members(ledger.Ledger(Study(uri)), feature))
+    return gram_sum(features, features.pieces()[number::shares])
+
+
+def predict_feature(uri: str, feature: str, in_common: list[str], quiet: bool, sums: Sequence[GramSum]) -> None:
+    """Predict all targets that are owed from one feature set; each is committed by its receipt.
 
     Parameters
     ----------
-    study : Study
-    gram : Gram
-        Of `subjects`.
-    subjects : list of str
-    name : str
-        Column of the phenotype table.
-    """
-    config = study.config.prediction
-    values = study.phenotypes.loc[subjects, name].astype("float64").to_numpy()
-    known = np.flatnonzero(np.isfinite(values))
-    y, n = values[known], len(known)
-    if n < 2 * config.folds or np.ptp(y) == 0:
-        score = {"target": name, "subjects": n, "r": np.nan, "p": np.nan, "r2": np.nan, "mae": np.nan}
-        return TargetResult(score, pd.DataFrame(), pd.DataFrame())
-    permutations = permutation_indices(n, config.permutations, config.seed)
-    folds = fold_indices(n, config.folds, config.seed)
-    result = cross_validated_ridge(gram.subset(known), y, folds, config.alpha, permutations)
-    observed, null = pearson(y, result.predictions), pearson(y[permutations], result.permuted_predictions)
-    score = {
-        "target": name,
-        "subjects": n,
-        "r": float(observed),
-        "p": float(p_value(observed, null)),
-        "r2": float(r2(y, result.predictions)),
-        "mae": float(mae(y, result.predictions)),
-    }
-    table = pd.DataFrame(
-        {"target": name, "subject": np.array(subjects)[known], "actual": y, "predicted": result.predictions}
-    )
-    return TargetResult(score, table, pd.DataFrame({"target": name, "permutation": range(len(null)), "r": null}))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some columns of a feature set: where they are stored, and which are used."""
-
-    store: str
-    array: str
-    contrast: int | None
-    columns: NDArray[np.int64]
-
-    @property
-    def size(self) -> int:
-        """Number of features."""
-        return len(self.columns)
-
-
-def parts(study: Study, feature: str) -> list[Part]:
-    """A feature set as columns of arrays; all contrasts of a set of maps are put side by side.
-
-    Raises
-    ------
-    UsageError
-        When there is no such feature set.
-    """
-    kind, _, model = feature.partition(":")
-    if kind == "connectome":
-        edges = study.n_rois * (study.n_rois - 1) // 2
-        return [Part("connectomes.zarr", "roi_connectome", None, np.arange(edges))]
-    if kind not in {"measured", "synthetic"}:
-        raise UsageError(f"got features {feature!r}, expected synthetic:MODEL, measured or connectome")
-    columns = np.flatnonzero(study.grey_matter) if study.config.prediction.mask == "grey_matter" else None
-    voxels = np.arange(study.grid.n_voxels) if columns is None else columns
-    if kind == "measured":
-        store, contrasts = "contrasts.zarr", study.config.contrasts
-    else:
-        store, contrasts = array_name(model), study.config.maps_of(model)
-    return [Part(store, "maps", number, voxels) for number in range(len(contrasts))]
-
-
-def gram_matrix(study: Study, feature: str, subjects: list[str]) -> Gram:
-    """The Gram matrix of a feature set, added up over columns by Dask: float32 products, float64 sums.
-
-    Parameters
-    ----------
-    study : Study
+    uri : str
+        Of the study.
     feature : str
-    subjects : list of str
-        n of them.
-
-    Returns
-    -------
-    Gram
-        (n, n) float64 and the number of features.
+    in_common : list of str
+        Who has all features that are compared.
+    quiet : bool
+    sums : sequence of GramSum
+        The Gram matrix, where it was made elsewhere.
     """
-    rows = study.positions(subjects)
-    pieces = parts(study, feature)
-    width = max(1, COLUMN_BYTES // (4 * len(rows)))
-    tasks = [
-        dask.delayed(_partial_gram)(study.uri, piece.store, piece.array, piece.contrast, rows, columns)
-        for piece in pieces
-        for columns in _runs(piece.columns, width)
-    ]
-    while len(tasks) > 1:  # a tree of sums in a fixed order: the same bits however many threads
-        tasks = [dask.delayed(_add)(tasks[i : i + 8]) for i in range(0, len(tasks), 8)]
-    (matrix,) = dask.compute(tasks[0], scheduler="threads", num_workers=THREADS)
-    return Gram(matrix, sum(piece.size for piece in pieces))
+    study = Study(uri)
+    book = ledger.Ledger(study)
+    account = book.account(f"predict/{feature_folder(feature)}")
+    work = _Work(book, feature, in_common, quiet)
+    with threadpool_limits(_cpus(len(work.subjects))):
+        work.do(account.pending(), sums)
 
 
-def _runs(columns: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(columns), width):
-        yield columns[start : start + width]
+class _Work:
+    """The targets of one feature set."""
+
+    def __init__(self, book: ledger.Ledger, feature: str, in_common: list[str], quiet: bool) -> None:
+        self.study, self.feature, self.in_common, self.quiet = book.study, feature, in_common, quiet
+        self.account = book.account(f"predict/{feature_folder(feature)}")
+        self.subjects = members(book, feature)
+        self.receipts = Receipts(self.study.storage, self.account.stage)
+        self.exchange = people.exchangeability(self.study)
+        self.number = {subject: number for number, subject in enumerate(self.study.cohort["subject"])}
+        self.clock = Clock()
+
+    def do(self, units: list[str], sums: Sequence[GramSum]) -> None:
+        """Predict what is owed, targets of the same subjects one after the other."""
+        targets = {unit: self._target(unit) for unit in units}
+        for unit, target in targets.items():
+            if isinstance(target, str):
+                self._commit(unit, functools.partial(Row, self._name(unit), "excluded", message=target))
+        usable = {unit: target for unit, target in targets.items() if isinstance(target, Target)}
+        if not usable:
+            return
+        engines = self._engines(sums)
+        ordered = sorted(usable, key=lambda unit: (len(usable[unit].subjects), usable[unit].subjects))
+        if self.study.config.prediction.weight_maps:
+            self._weights(engines, [usable[unit] for unit in ordered if COMMON not in unit])
+        for unit in tqdm(ordered, desc=f"predict/{self.feature}", unit="phenotype", disable=self.quiet):
+            self._commit(unit, functools.partial(self._predict, engines, unit, usable[unit]))
+
+    def _name(self, unit: str) -> str:
+        (name,) = self.account.owed[unit]
+        return name
+
+    def _target(self, unit: str) -> Target | str:
+        name = self._name(unit)
+        if name.endswith(COMMON):
+            return target_of(self.study, name.removesuffix(COMMON), self.in_common)
+        return target_of(self.study, name, self.subjects)
+
+    def _engines(self, sums: Sequence[GramSum]) -> Engines:
+        """The features, as inner products or, where they are fewer than subjects, as they are."""
+        features, config = Features(self.study, self.feature, self.subjects), self.study.config.prediction
+        X: Gram | NDArray[np.float64]
+        if sums:
+            total = sums[0]
+            for other in sums[1:]:
+                total.merge(other)
+            X = total.gram()
+        elif features.n_features < len(self.subjects) // 2:
+            with self.clock("read"):
+                X = features.matrix()
+        else:
+            X = gram_sum(features, features.pieces(), self.clock).gram()
+        return Engines(X, self.subjects, config.alpha)
+
+    def _predict(self, engines: Engines, unit: str, target: Target) -> Row:
+        """Write the tables of one target."""
+        config = self.study.config.prediction
+        try:
+            if unit.endswith(COMMON):
+                tables = predict_repeatedly(engines, target, config, self.clock)
+            else:
+                everybody = np.array([self.number[subject] for subject in target.subjects])
+                tables = predict_target(engines, target, self.exchange, everybody, config, self.clock)
+        except ValueError as error:  # folds or confounds that cannot be, of these subjects
+            return Row(self._name(unit), "excluded", message=f"{target.name}: {error}")
+        for what, table in tables.items():
+            write_table(self.study.storage, table_name(self.feature, what, target.name), table)
+        return Row(self._name(unit), "done", qc={"subjects": float(len(target.subjects))})
+
+    def _commit(self, unit: str, work: Callable[[], Row]) -> None:
+        """Do one target and write its receipt: from here on it is done."""
+        begin, attempt = time.perf_counter(), self.receipts.withdraw(unit)
+        row = work()
+        row.fingerprint = str(self.account.owed[unit][row.subject])
+        row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
+        self.receipts.write(unit, [row], attempt=attempt, host=socket.gethostname())
+
+    def _weights(self, engines: Engines, targets: list[Target]) -> None:
+        """Write weights and patterns of all targets; their receipts come after them."""
+        config = self.study.config.prediction
+        learnt = []
+        for target in targets:
+            engine = engines.engine(target, config.folds, config.seed)
+            alpha = (
+                engine.n_features / engine.n
+                if isinstance(config.alpha, str)
+                else np.median(engine.alphas(target.signs[0]))
+            )
+            learnt += learn(engines, target, float(alpha))
+        if learnt:
+            features = Features(self.study, self.feature, self.subjects)
+            write_weights(features, f"prediction/{feature_folder(self.feature)}/weights", learnt)
 
 
-def _add(matrices: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.sum(matrices, axis=0)
-
-
-def _partial_gram(
-    uri: str, store: str, name: str, contrast: int | None, rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Gram matrix (n, n) of some centred columns."""
-    array = Study(uri).storage.open_array(store, name)
-    index = (slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    block = read(array, index if contrast is None else (contrast, *index))
-    X = block[rows - rows.min()][:, columns - columns[0]].astype(np.float32)  # (n, columns)
-    if not np.isfinite(X).all():
-        raise StudyError(
-            f"{store}: got NaN among the features of subjects that are done, expected numbers",
-            hint="a part of it was lost: remove the receipts of its stage and run that again",
-        )
-    X -= X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return np.asarray(X @ X.T, dtype=np.float64)
+def _summarise(book: ledger.Ledger, stages: Sequence[str], options: Options) -> pd.DataFrame:
+    """Test all targets and feature sets together."""
+    account = book.account("scores")
+    waiting = require_settled(book, stages, "scores") if account.pending() else ""
+    if options.dry_run and waiting:
+        Plan("scores", 1, 1, 0, waiting=waiting).show(options)
+        return account.rows
+    return settle(
+        book.study,
+        account,
+        Plan("scores", 1, len(account.pending()), 0, waiting=waiting),
+        lambda _today: summarise(book),
+        options,
+    )

@@ -53,6 +53,8 @@ class Options:
         Store everybody's connectomes, not only those that are trained on.
     allow_failures : int, optional
         Stop a stage when more subjects have failed.
+    scheduler : str
+        Of Dask: `threads`, `ray`, or the address of a dask.distributed scheduler.
     """
 
     address: str | None = None
@@ -65,6 +67,7 @@ class Options:
     overwrite: bool = False
     keep_connectomes: bool = False
     allow_failures: int | None = None
+    scheduler: str = "threads"
 
 
 @dataclass(frozen=True)
@@ -343,6 +346,8 @@ def duration(seconds: float) -> str:
 
 def check(options: Options) -> None:
     """Refuse options that contradict each other, or make no sense."""
+    if options.scheduler != "threads" and options.inline:
+        raise UsageError(f"got --inline and --scheduler {options.scheduler}, expected one of them")
     if options.inline and options.address:
         raise UsageError("got --inline and --address, expected one of them")
     if options.cpus is not None and (options.cpus < 1 or options.inline or options.address):

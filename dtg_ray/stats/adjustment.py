@@ -61,7 +61,7 @@ class Adjustment:
     """
 
     def __init__(self, folds: Sequence[Fold], n: int, confounds: NDArray[np.floating] | None = None) -> None:
-        self.basis = _basis(n, confounds)
+        self.basis = basis_of(n, confounds)
         self.parts = [self._part(number, *fold) for number, fold in enumerate(folds)]
 
     @property
@@ -110,7 +110,7 @@ class Adjustment:
         return np.asarray(targets - self.basis @ (self.basis.T @ targets))
 
 
-def _basis(n: int, confounds: NDArray[np.floating] | None) -> Float:
+def basis_of(n: int, confounds: NDArray[np.floating] | None) -> Float:
     """Orthonormal columns (n, q) that span the constant and the confounds."""
     constant = np.full((n, 1), 1 / np.sqrt(n))
     if confounds is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,14 +83,20 @@ def paired_permutation(
     """
     n = len(first)
     codes = np.arange(n) if blocks is None else np.unique(np.asarray(blocks), return_inverse=True)[1]
+    coins = _coins(int(codes.max()) + 1, n_permutations, seed)
     tail = (1,) * (first.ndim - 1)
     observed = float(figure(first[None])[0] - figure(second[None])[0])
     null = []
     for start in range(0, n_permutations, batch):
-        numbers = range(start, min(start + batch, n_permutations))
-        coins = np.stack([np.random.default_rng([seed, number]).random(codes.max() + 1) < 0.5 for number in numbers])
-        swapped = coins[:, codes].reshape(len(coins), n, *tail)
+        swapped = coins[start : start + batch][:, codes].reshape(-1, n, *tail)
         null.append(figure(np.where(swapped, second, first)) - figure(np.where(swapped, first, second)))
     if not null:
         return observed, float("nan")
     return observed, float(p_value(abs(observed), np.abs(np.concatenate(null))))
+
+
+@functools.lru_cache(8)
+def _coins(n_blocks: int, n_permutations: int, seed: int) -> NDArray[np.bool_]:
+    """Whether each block is exchanged, (P, n_blocks): the same for all comparisons of the same subjects."""
+    coins = [np.random.default_rng([seed, number]).random(n_blocks) < 0.5 for number in range(n_permutations)]
+    return np.array(coins, dtype=bool).reshape(n_permutations, n_blocks)

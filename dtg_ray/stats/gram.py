@@ -96,8 +96,12 @@ class GramSum:
 
     def merge(self, other: GramSum) -> GramSum:
         """Add another sum, over other features of the same subjects."""
-        self._sum += other._sum
-        self.n_features += other.n_features
+        return self.take(other._sum, other.n_features)
+
+    def take(self, products: NDArray[np.float64], n_features: int) -> GramSum:
+        """Add products (n, n) that were summed up elsewhere, of which the lower triangle counts."""
+        self._sum += products
+        self.n_features += n_features
         return self
 
     def gram(self) -> Gram:

@@ -66,6 +66,13 @@ def mse(actual: ArrayLike, predicted: ArrayLike) -> Figures:
     return np.asarray(((actual - predicted) ** 2).mean(axis=-1))
 
 
+def regression_figures(actual: ArrayLike, predicted: ArrayLike) -> dict[str, Figures]:
+    """r, r2, mae and mse of each row. Shapes and errors as `pearson`."""
+    return {
+        name: figure(actual, predicted) for name, figure in (("r", pearson), ("r2", r2), ("mae", mae), ("mse", mse))
+    }
+
+
 def _rows(actual: ArrayLike, predicted: ArrayLike) -> tuple[Figures, Figures]:
     a, b = np.asarray(actual, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     got = f"got actual of shape {a.shape} and predicted of shape {b.shape}"

@@ -8,7 +8,7 @@ are solved together: see `solvers`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,10 @@ class OutOfFold:
         alpha: Alpha = FEATURES_PER_SAMPLE,
         confounds: NDArray[np.floating] | None = None,
     ) -> None:
-        self.n = _size(X)[0]
+        self.n, self.n_features = _size(X)
         self.folds = _check_folds(folds, self.n)
         self._adjustment = Adjustment(self.folds, self.n, confounds)
-        self._solve = _solver(X, self._adjustment, alpha)
+        self._solve, self._alphas = _solver(X, self._adjustment, alpha)
 
     def predict(self, targets: NDArray[Any]) -> NDArray[np.float64]:
         """Predictions (B, n) of targets (B, n); NaN for rows that no fold tests.
@@ -86,12 +86,12 @@ class OutOfFold:
         """
         return self._adjustment.residual(np.asarray(targets, dtype=np.float64).T).T
 
-    def alphas(self, target: NDArray[Any]) -> NDArray[np.float64] | None:
-        """The alpha chosen in each fold for a target (n,); None where there was nothing to choose."""
-        if not isinstance(self._solve, Nested):
-            return None
+    def alphas(self, target: NDArray[Any]) -> NDArray[np.float64]:
+        """The alpha of each fold, (folds,), for a target (n,), for which it was chosen where there was a choice."""
+        if isinstance(self._alphas, list):
+            return np.array(self._alphas)
         column = np.asarray(target, dtype=np.float64)[:, None]
-        return self._solve.chosen(column - column.mean())[:, 0]
+        return self._alphas(column - column.mean())[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,10 @@ def cross_validated_ridge(
     return RidgePredictions(engine.predict(target[None])[0], permuted)
 
 
-def _solver(X: Float | Gram | Inverses, adjustment: Adjustment, alpha: Alpha) -> Solver:
-    """Choose the smaller system: covariance of the features or inner products of the subjects."""
+def _solver(
+    X: Float | Gram | Inverses, adjustment: Adjustment, alpha: Alpha
+) -> tuple[Solver, list[float] | Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    """Choose the smaller system: covariance of the features or inner products of the subjects; and the alphas."""
     p = _size(X)[1]
     sizes = [len(part.train) for part in adjustment.parts]
     features: Gram | NDArray[np.float64]
@@ -173,11 +175,12 @@ def _solver(X: Float | Gram | Inverses, adjustment: Adjustment, alpha: Alpha) ->
         check_finite(X, "the features")
         features = X.astype(np.float64, copy=False)
     if isinstance(alpha, Sequence) and not isinstance(alpha, str):
-        return Nested(features, adjustment, [_number(one) for one in alpha])
+        nested = Nested(features, adjustment, [_number(one) for one in alpha])
+        return nested, nested.chosen
     penalties = [p / m if alpha == FEATURES_PER_SAMPLE else _number(alpha) for m in sizes]
     if isinstance(features, Gram):
-        return HoldOut(X if isinstance(X, Inverses) else Inverses(features), adjustment, penalties)
-    return Primal(features, adjustment, penalties)
+        return HoldOut(X if isinstance(X, Inverses) else Inverses(features), adjustment, penalties), penalties
+    return Primal(features, adjustment, penalties), penalties
 
 
 def _size(X: Float | Gram | Inverses) -> tuple[int, int]:

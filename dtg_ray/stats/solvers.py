@@ -50,14 +50,14 @@ class Inverses:
 
     def _invert(self, alpha: float) -> Float:
         """The inverse, (n, n), from one Cholesky factorisation."""
-        matrix = _centred(self.gram.matrix)
+        matrix = centred(self.gram.matrix)
         matrix.flat[:: len(matrix) + 1] += alpha
         # the transpose of a symmetric C-ordered matrix is itself in LAPACK's order: no copy
         _, failed = dpotrf(matrix.T, lower=0, overwrite_a=1, clean=0)
         if not failed:
             _, failed = dpotri(matrix.T, lower=0, overwrite_c=1)
         if failed:
-            raise _not_positive(alpha)
+            raise not_positive(alpha)
         mirror(matrix)
         return matrix
 
@@ -99,7 +99,7 @@ class HoldOut:
         try:
             return rows, held_out, cho_factor(held_out[:, test], lower=True, check_finite=False)
         except LinAlgError as error:
-            raise _not_positive(alpha) from error
+            raise not_positive(alpha) from error
 
     def __call__(self, targets: Float) -> Float:
         """What the features add, see `Solver`."""
@@ -137,7 +137,7 @@ class Primal:
         try:
             return of_confounds, cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError as error:
-            raise _not_positive(alpha) from error
+            raise not_positive(alpha) from error
 
     def __call__(self, targets: Float) -> Float:
         """What the features add, see `Solver`."""
@@ -167,7 +167,7 @@ class Nested:
         self.alphas = np.asarray(alphas, dtype=np.float64)
         self.adjustment = adjustment
         spectrum = _dual_spectrum if isinstance(X, Gram) else _primal_spectrum
-        features = _centred(X.matrix) if isinstance(X, Gram) else X - X.mean(axis=0)
+        features = centred(X.matrix) if isinstance(X, Gram) else X - X.mean(axis=0)
         self._folds = [spectrum(features, part) for part in adjustment.parts]
 
     def __call__(self, targets: Float) -> Float:
@@ -229,16 +229,17 @@ def _members(part: Part, n: int) -> tuple[NDArray[np.int64] | slice, NDArray[np.
     return (slice(None), part.test) if len(rows) == n else (rows, np.searchsorted(rows, part.test))
 
 
-def _centred(matrix: NDArray[np.floating]) -> Float:
+def centred(matrix: NDArray[np.floating]) -> Float:
     """Inner products of rows less their mean, written out: (a - c)(b - c) = ab - ac - cb + cc; a copy."""
     means = matrix.mean(axis=0, dtype=np.float64)
-    centred = matrix.astype(np.float64)
-    for start in range(0, len(centred), LINES):
-        centred[start : start + LINES] -= means + (means[start : start + LINES, None] - means.mean())
-    return centred
+    result = matrix.astype(np.float64)
+    for start in range(0, len(result), LINES):
+        result[start : start + LINES] -= means + (means[start : start + LINES, None] - means.mean())
+    return result
 
 
-def _not_positive(alpha: float) -> ValueError:
+def not_positive(alpha: float) -> ValueError:
+    """What to say of a matrix that cannot be factorised."""
     return ValueError(
         f"got a Gram matrix that alpha {alpha:.3g} does not make positive definite, "
         "expected inner products and a larger alpha"

@@ -1,0 +1,1 @@
+"""Prediction of phenotypes: features and people in, tables out."""

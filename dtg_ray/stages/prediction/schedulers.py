@@ -1,0 +1,80 @@
+"""Where the tasks of Dask run: in threads of this process, on Ray, or on a dask.distributed cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dtg_ray.errors import UsageError
+from dtg_ray.stages.runtime import Options, Resources, room, session
+
+THREADS, RAY = "threads", "ray"
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How tasks are computed.
+
+    Parameters
+    ----------
+    arguments : dict
+        Of `dask.compute`.
+    places : int
+        How many tasks fit at a time.
+    """
+
+    arguments: dict[str, Any]
+    places: int
+
+
+@contextlib.contextmanager
+def scheduler(options: Options, needs: Resources, cpus: int) -> Iterator[Scheduler]:
+    """The scheduler that was asked for.
+
+    Parameters
+    ----------
+    options : Options
+    needs : Resources
+        Of one task.
+    cpus : int
+        Of this process.
+
+    Raises
+    ------
+    StudyError
+        When not even one task fits the cluster.
+    UsageError
+        When the address of a dask.distributed cluster does not answer, or that library is not installed.
+    """
+    if options.scheduler == THREADS:
+        places = max(1, int(cpus // needs.cpus))
+        yield Scheduler({"scheduler": "threads", "num_workers": places}, places)
+    elif options.scheduler == RAY:
+        with session(options):
+            from ray.util.dask import ray_dask_get
+
+            places = room(needs)
+            remote = {"num_cpus": needs.cpus, "memory": needs.memory, "max_retries": 3}
+            yield Scheduler({"scheduler": ray_dask_get, "ray_remote_args": remote}, places)
+    else:
+        with _client(options.scheduler) as client:
+            places = len(client.scheduler_info(n_workers=-1)["workers"])
+            yield Scheduler({"scheduler": client}, max(1, places))
+
+
+@contextlib.contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError(f"got --scheduler {address}, expected dask.distributed to be installed") from error
+    try:
+        client = Client(address, timeout="30s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"got --scheduler {address}, expected threads, ray or the address of a dask.distributed scheduler ({error})"
+        ) from error
+    with client:
+        yield client
