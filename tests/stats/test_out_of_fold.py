@@ -282,7 +282,9 @@ class TestPermutedResiduals:
         errors, whole_errors = (engine.adjusted(one) - engine.predict(one) for one in (permuted, whole))
         close(errors, whole_errors, y)
 
-    @pytest.mark.xfail(strict=True, reason="adjusted and predict both hold the training means of what confounds explain")
+    @pytest.mark.xfail(
+        strict=True, reason="adjusted and predict both hold the training means of what confounds explain"
+    )
     @pytest.mark.parametrize("kind", ["equal", "unequal"])
     def test_have_the_figures_of_the_target_they_make_together_with_what_confounds_explain(self, kind):
         X, y, Z = simulate(60, 90)
