@@ -52,10 +52,9 @@ def phenotypes(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per phenotype and feature set: narrow enough for any terminal."""
     ordered = scores.sort_values("target", kind="stable")
     figures = [row[row["metric"]] for _, row in ordered.iterrows()]
-    ordered = ordered.assign(**{"": ordered["metric"].str.replace("auc", "AUC"), "score": figures})
-    columns: Sequence[str] = ["target", "features", "subjects", "", "score", "p", "p_family"]
-    names = {"target": "phenotype", "p_family": "family-wise p"}
-    return ordered[list(columns)].rename(columns=names)
+    ordered = ordered.assign(metric=ordered["metric"].str.replace("auc", "AUC"), score=figures)
+    columns = ["target", "features", "subjects", "metric", "score", "p", "p_family"]
+    return ordered[columns].rename(columns={"target": "phenotype", "metric": "", "p_family": "family-wise p"})
 
 
 def default_console() -> Console:

@@ -208,8 +208,8 @@ class _Work:
         features, config = Features(self.study, self.feature, self.subjects), self.study.config.prediction
         X: Gram | NDArray[np.float64]
         if sums:
-            total = sums[0]
-            for other in sums[1:]:
+            total = GramSum(len(self.subjects))
+            for other in sums:
                 total.merge(other)
             X = total.gram()
         elif features.n_features < len(self.subjects) // 2:

@@ -100,10 +100,8 @@ class Adjustment:
         return result
 
     def adjusted(self, targets: Float) -> Float:
-        """Targets less what confounds explain, (n, B): in their own units, around the mean; themselves without any."""
-        if self.basis.shape[1] == 1:
-            return targets
-        return np.asarray(targets - self.explained(targets) + self.means(targets))
+        """Targets less what confounds and the mean foretell, (n, B)."""
+        return np.asarray(targets - self.explained(targets))
 
     def residual(self, targets: Float) -> Float:
         """Targets (n, B) less what confounds explain in all subjects: what may be permuted (Freedman and Lane 1983)."""

@@ -31,7 +31,7 @@ class OutOfFold:
 
     Every fold minimises `||y - Z b - X w||^2 + alpha ||w||^2` on its training rows, Z being the constant and the
     confounds, which are not penalised: the same as regressing features and target on the confounds in the training
-    rows first. What is predicted is the target less what confounds explain, `adjusted`.
+    rows first. With confounds compare `added` with `adjusted`; without them `predict` with the target.
 
     Features fewer than the training rows are solved through their (p, p) covariance, others through the Gram matrix.
 
@@ -66,16 +66,20 @@ class OutOfFold:
         self._solve, self._alphas = _solver(X, self._adjustment, alpha)
 
     def predict(self, targets: NDArray[Any]) -> NDArray[np.float64]:
-        """Predictions (B, n) of targets (B, n); NaN for rows that no fold tests.
+        """Predictions (B, n) of targets (B, n): what the features add to the mean of the training rows.
 
-        In the units of the target, around the mean of the training rows: comparable with `adjusted`.
+        NaN for rows that no fold tests.
         """
         columns = np.asarray(targets, dtype=np.float64).T  # (n, B)
-        centre = columns.mean(axis=0)
-        return np.asarray((self._solve(columns - centre) + self._adjustment.means(columns)).T)
+        return self.added(targets) + self._adjustment.means(columns).T
+
+    def added(self, targets: NDArray[Any]) -> NDArray[np.float64]:
+        """What the features add to the mean and the confounds, (B, n): the prediction of `adjusted`."""
+        columns = np.asarray(targets, dtype=np.float64).T  # (n, B)
+        return self._solve(columns - columns.mean(axis=0)).T
 
     def adjusted(self, targets: NDArray[Any]) -> NDArray[np.float64]:
-        """Targets (B, n) less what confounds explain, by a regression on the training rows."""
+        """Targets (B, n) less what the mean and the confounds explain, by a regression on the training rows."""
         return self._adjustment.adjusted(np.asarray(targets, dtype=np.float64).T).T
 
     def residual(self, targets: NDArray[Any]) -> NDArray[np.float64]:

@@ -103,10 +103,12 @@ def outcome(engine: OutOfFold, target: Target, orders: NDArray[np.int64] | None 
     With confounds it is what they do not explain that is permuted, of numbers; classes are permuted as they are.
     """
     one = np.arange(len(target.subjects))[None] if orders is None else orders
+    if target.kind == "regression" and target.confounds is None:
+        permuted = target.signs[0][one]  # (B, n)
+        return Outcome(permuted, engine.predict(permuted))
     if target.kind == "regression":
-        values = target.signs if orders is None or target.confounds is None else engine.residual(target.signs)
-        permuted = values[0][one]  # (B, n)
-        return Outcome(engine.adjusted(permuted), engine.predict(permuted))
+        permuted = engine.residual(target.signs)[0][one]
+        return Outcome(engine.adjusted(permuted), engine.added(permuted))
     permuted = target.signs[:, one]  # (C, B, n)
     n_signs, n_orders, n = permuted.shape
     decisions = engine.predict(permuted.reshape(-1, n)).reshape(n_signs, n_orders, n)
