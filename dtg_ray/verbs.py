@@ -297,8 +297,10 @@ def _print_results(study: Study) -> None:
 
 
 def _print_excluded(rows: pd.DataFrame) -> None:
-    """Why a model was not evaluated or a feature set not used, where that is so."""
-    single = rows["stage"].str.startswith(("evaluate", "predict", "report"))
+    """Why a model was not evaluated or a phenotype not predicted, where that is so."""
+    from dtg_ray.ledger import COMMON
+
+    single = rows["stage"].str.startswith(("evaluate", "predict", "report")) & ~rows["subject"].str.endswith(COMMON)
     for _, row in rows[single & (rows["status"] == "excluded")].iterrows():
         print(f"left out: {row['stage']}: {row['message']}")
 

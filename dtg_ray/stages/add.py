@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -89,7 +90,7 @@ class Withdrawn:
         """Whether somebody withdrew."""
         return any(digest(subject, salt) in digests for salt, digests in self._by_salt.items())
 
-    @property
+    @functools.cached_property
     def _by_salt(self) -> dict[str, set[str]]:
         return {str(salt): set(rows["digest"]) for salt, rows in self.table.groupby("salt")}
 

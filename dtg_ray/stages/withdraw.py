@@ -25,10 +25,15 @@ from dtg_ray.stages.traces import Trace, find_traces, groups_of_arrays, rows_of_
 from dtg_ray.store.arrays import along, erase, write
 from dtg_ray.store.receipts import INDEX, Receipts, Row
 from dtg_ray.store.tables import read_table, write_table
-from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
+from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PEOPLE_LEFT_OUT, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
 
 log = logging.getLogger(__name__)
-RESULTS = ("evaluation", "prediction", "report", "receipts/evaluate", "receipts/predict", "receipts/report")
+RESULTS = (
+    "evaluation",
+    "prediction",
+    "report",
+    *(f"receipts/{stage}" for stage in ("evaluate", "predict", "scores", "report")),
+)
 """What was computed of several people together: it is removed, and made again by the next run."""
 
 
@@ -186,7 +191,7 @@ def _erase_from_receipts(study: Study, everywhere: Collection[str]) -> None:
 
 def _erase_from_tables(study: Study, everywhere: Collection[str]) -> None:
     """Write the tables about people again without some of them."""
-    for name in (PHENOTYPES, LEFT_OUT):
+    for name in (PHENOTYPES, LEFT_OUT, PEOPLE_LEFT_OUT):
         if not study.storage.exists(name):
             continue
         table = read_table(study.storage, name)

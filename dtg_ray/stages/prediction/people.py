@@ -14,13 +14,12 @@ from dtg_ray import ledger
 from dtg_ray.cohort.phenotypes import read_tables
 from dtg_ray.cohort.withdrawal import bare
 from dtg_ray.errors import ConfigError
+from dtg_ray.stages.add import read_withdrawn
 from dtg_ray.stats.folds import Fold, check_groups, fold_indices, folds_of
 from dtg_ray.stats.permutation import Exchangeability
 from dtg_ray.store.tables import write_table
-from dtg_ray.study import PEOPLE, Study
+from dtg_ray.study import PEOPLE, PEOPLE_LEFT_OUT, Study
 
-LEFT_OUT = "prediction/left_out.parquet"
-"""Who is in the tables but not in the study, and the reverse."""
 FAMILY = "group"
 """The column that the cohort itself has: who may not be in two splits."""
 
@@ -43,7 +42,7 @@ class Listed:
             return []
         text = (
             f"prediction.tables: {self.not_in_study} people are not in the study, {self.in_no_table} of the study are "
-            f"in no table; they are listed in {study.storage.uri(LEFT_OUT)}"
+            f"in no table; they are listed in {study.storage.uri(PEOPLE_LEFT_OUT)}"
         )
         return [text]
 
@@ -76,9 +75,11 @@ def refresh(study: Study) -> tuple[Study, Listed]:
     subjects = list(study.cohort["subject"])
     people = by_name.reindex([bare(subject) for subject in subjects]).assign(subject=subjects)
     absent = [name for name in subjects if bare(name) not in by_name.index]
-    unknown = [name for name in table["subject"] if bare(name) not in {bare(subject) for subject in subjects}]
+    known, withdrawn = {bare(name) for name in subjects}, read_withdrawn(study)
+    unknown = [name for name in table["subject"] if bare(name) not in known and not withdrawn.has(name)]
     reasons = ["in the tables, but not in the study"] * len(unknown) + ["in the study, but in no table"] * len(absent)
-    write_table(study.storage, LEFT_OUT, pd.DataFrame({"subject": [*unknown, *absent], "reason": reasons}, dtype="str"))
+    left_out = pd.DataFrame({"subject": [*unknown, *absent], "reason": reasons}, dtype="str")
+    write_table(study.storage, PEOPLE_LEFT_OUT, left_out)
     write_table(study.storage, PEOPLE, people.reset_index(drop=True))
     return Study(study.uri), Listed(len(unknown), len(absent))
 
