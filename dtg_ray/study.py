@@ -31,7 +31,7 @@ CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.p
 DAMAGED = "part of it was lost or changed: put it back, or make a new study with `dtg init`"
 """What to do about rois.zarr."""
 PEOPLE, PEOPLE_LEFT_OUT = "prediction/people.parquet", "prediction/left_out.parquet"
-"""Columns of `prediction.tables`, as they were when phenotypes were last predicted; and who is only there or only here."""
+"""Columns of `prediction.tables` as they were when last read; who is in these alone, or in the study alone."""
 LEFT_OUT = "left_out.parquet"
 """Who was found but does not take part, and why."""
 WITHDRAWN = "withdrawn.parquet"

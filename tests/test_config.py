@@ -103,8 +103,20 @@ def test_an_unknown_key_is_an_error_that_names_it(place, key):
         ({"models": {"x": {"kind": "magic"}}}, "models.x: .*magic"),
         ({"models": {"x": {"width": 3}}}, "models.x: "),
         ({"models": {"x": {"kind": "network", "train": {"batch_size": 1}}}}, "batch_size: "),
-        ({"prediction": {"features": ["synthetic:resnet"]}}, r"got \['synthetic:resnet'\], expected some of \["),
+        ({"prediction": {"features": ["synthetic:resnet"]}}, "synthetic:resnet: got model 'resnet', expected one of"),
+        ({"prediction": {"features": ["synthetic:resnet:*"]}}, "synthetic:resnet: got model 'resnet', expected one of"),
+        ({"prediction": {"features": ["measured:FACES"]}}, "measured:FACES: got contrast 'FACES', expected one of"),
+        ({"prediction": {"features": ["both"]}}, "got 'both', expected synthetic:MODEL, .* or the name of a stack"),
+        ({"prediction": {"features": ["measured", "measured"]}}, r"got several that would be called \['measured'\]"),
+        ({"prediction": {"stacks": {"both": {"of": ["synthetic"]}}}}, "got 'synthetic', expected synthetic:MODEL"),
+        ({"prediction": {"stacks": {"both": {"of": []}}}}, "prediction.stacks.both.of: "),
+        ({"prediction": {"stacks": {"connectome": {"of": ["measured"]}}}}, "got a stack called connectome, expected"),
         ({"prediction": {"alpha": "many"}}, "prediction.alpha"),
+        ({"prediction": {"alpha": 0}}, "prediction.alpha: .*got 0.0, expected numbers greater than 0"),
+        ({"prediction": {"alpha": []}}, "prediction.alpha: .*expected numbers greater than 0"),
+        ({"prediction": {"alpha": [1, -1]}}, "prediction.alpha: .*expected numbers greater than 0"),
+        ({"prediction": {"folds": 1}}, "prediction.folds: "),
+        ({"prediction": {"targets": {"age": {"kind": "ordinal"}}}}, "prediction.targets.age.kind: "),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_place(changes, message):
@@ -127,6 +139,65 @@ def test_a_config_is_frozen():
     for config, name in ((parse(MINIMAL), "grid"), (ConnectomeConfig(), "windows"), (TrainConfig(), "seed")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(config, name, 1)
+
+
+class TestIngredients:
+    """What `prediction.features` may say, of a study with two contrasts and the models linear, unet and group_mean."""
+
+    CONTRASTS = ("EMOTION_FACES", "MOTOR_LH")
+
+    def config(self, **prediction):
+        return parse({**MINIMAL, "contrasts": list(self.CONTRASTS), "prediction": prediction})
+
+    def test_an_asterisk_is_one_for_each_contrast(self):
+        config = self.config(features=["synthetic:linear:*", "measured:*", "connectome"])
+        assert config.feature_sets() == (
+            *(f"synthetic:linear:{contrast}" for contrast in self.CONTRASTS),
+            *(f"measured:{contrast}" for contrast in self.CONTRASTS),
+            "connectome",
+        )
+
+    def test_stacks_are_side_by_side_with_a_mask_of_their_own(self):
+        stacks = {"both": {"of": ["measured:MOTOR_LH", "connectome"], "mask": "brain"}, "plain": {"of": ["measured"]}}
+        config = self.config(features=["both", "plain", "measured"], stacks=stacks)
+        assert [str(part) for part in config.sources_of("both")] == ["measured:MOTOR_LH", "connectome"]
+        assert [part.stage for part in config.sources_of("both")] == ["contrasts", "connectomes"]
+        assert [config.mask_of(name) for name in ("both", "plain", "measured")] == [
+            "brain",
+            "grey_matter",
+            "grey_matter",
+        ]
+
+    def test_stacks_are_among_the_defaults(self):
+        assert self.config(stacks={"both": {"of": ["measured", "connectome"]}}).feature_sets()[-1] == "both"
+
+    def test_are_made_by_the_stages_of_their_models(self):
+        (part,) = self.config().sources_of("synthetic:linear:MOTOR_LH")
+        assert (part.stage, part.contrast) == ("synthesize/linear", "MOTOR_LH")
+
+
+class TestTargets:
+    def test_a_list_is_a_mapping_without_settings(self):
+        listed = parse({**MINIMAL, "prediction": {"targets": ["age", "sex"]}})
+        mapped = parse({**MINIMAL, "prediction": {"targets": {"age": {}, "sex": {}}}})
+        assert listed == mapped
+
+    def test_confounds_are_everybodys_but_for_those_with_their_own(self):
+        targets = {"age": {}, "g": {}, "health": {"confounds": []}, "sex": {"kind": "classification"}}
+        config = parse({**MINIMAL, "prediction": {"targets": targets, "confounds": ["age", "site"]}}).prediction
+        of = {name: config.confounds_of(name) for name in targets}
+        assert of == {"age": ("site",), "g": ("age", "site"), "health": (), "sex": ("age", "site")}
+        assert [config.kind_of(name) for name in targets] == [*["regression"] * 3, "classification"]
+
+    def test_depend_on_the_columns_of_blocks_and_groups(self):
+        columns = {"groups": "family", "within": "site", "whole": "family", "fold_column": "fold"}
+        config = parse({**MINIMAL, "prediction": {"targets": ["g"], "confounds": ["age"], **columns}}).prediction
+        assert set(config.columns_of("g")) == {"g", "age", "family", "site", "fold"}
+
+    @pytest.mark.parametrize("alpha", [3, 0.5, "features/samples", [0.1, 10]])
+    def test_a_penalty_is_a_number_or_the_published_or_several(self, alpha):
+        parsed = parse({**MINIMAL, "prediction": {"alpha": alpha}}).prediction.alpha
+        assert parsed == (tuple(alpha) if isinstance(alpha, list) else alpha)
 
 
 @pytest.mark.parametrize(

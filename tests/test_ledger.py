@@ -10,13 +10,15 @@ import yaml
 from cohort_files import make_study, roi_maps, write_image
 from dtg_ray import ledger
 from dtg_ray.imaging.scan import Scan
-from dtg_ray.ledger import MODEL, account, block_number, block_unit, failures, model_hash, stages
+from dtg_ray.ledger import account, block_number, block_unit, failures, model_hash, stages
 from dtg_ray.stages.init import write_space
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import COHORT, CONFIG, PHENOTYPES, ROIS, Study, cohort_bytes
 
 BLOCKS = ["block-00000", "block-00001", "block-00002"]
 MODELS = {"mean": {"kind": "group_mean"}, "unet": {"kind": "network", "train": {"epochs": 3}}}
+PREDICTIONS = ["predict/synthetic-unet", "predict/measured", "predict/connectome", "scores"]
+"""All of them: what has changed in one feature set changes who is in the comparison of all."""
 ORDER = [
     "connectomes",
     "contrasts",
@@ -26,9 +28,7 @@ ORDER = [
     "synthesize/unet",
     "evaluate/mean",
     "evaluate/unet",
-    "predict/synthetic-unet",
-    "predict/measured",
-    "predict/connectome",
+    *PREDICTIONS,
     "report",
 ]
 
@@ -199,31 +199,34 @@ class TestStale:
     """A changed setting makes exactly that work stale that depends on it."""
 
     # what waits for stale work has no fingerprint, so it is pending as well
-    AFTER_MODEL = ("synthesize/unet", "evaluate/unet", "predict/synthetic-unet", "report")
+    AFTER_MODEL = ("synthesize/unet", "evaluate/unet", *PREDICTIONS, "report")
 
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
             (
                 {"connectomes": {"windows": 2}},
-                [stage for stage in ORDER if stage not in {"contrasts", "predict/measured"}],
+                [stage for stage in ORDER if stage != "contrasts"],
             ),
             (
                 {"contrasts": ["MOTOR_LH"]},
-                [
-                    stage
-                    for stage in ORDER
-                    if stage not in {"connectomes", "predict/connectome"}
-                    and not stage.startswith(("synthesize", "predict/synthetic"))
-                ],
+                [stage for stage in ORDER if stage != "connectomes" and not stage.startswith("synthesize")],
             ),
             ({"models": {"unet": {"kind": "network", "train": {"epochs": 4}}}}, ["train/unet"]),
             (
                 {"models": {"other": {"kind": "linear"}}},
                 ["train/other", "synthesize/other", "evaluate/other", "report"],
             ),
-            ({"prediction": {"folds": 3}}, ["predict/synthetic-unet", "predict/measured", "predict/connectome"]),
-            ({"prediction": {"features": ["measured"]}}, []),
+            ({"prediction": {"folds": 3}}, PREDICTIONS),
+            ({"prediction": {"weight_maps": True}}, PREDICTIONS),
+            ({"prediction": {"repeats": 3}}, PREDICTIONS),
+            ({"prediction": {"targets": {"age": {"confounds": []}}}}, []),
+            ({"prediction": {"targets": {"age": {"kind": "classification"}}}}, PREDICTIONS),
+            ({"prediction": {"features": ["measured"]}}, ["scores"]),
+            (
+                {"prediction": {"stacks": {"both": {"of": ["measured", "connectome"]}}}},
+                [*PREDICTIONS[:-1], "predict/both", "scores"],
+            ),
             ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two", "slab": 7}}, []),
             (
                 {"synthesis": {"precision": "float32"}},
@@ -253,7 +256,21 @@ class TestStale:
         table = pd.read_parquet(finished.storage.uri(PHENOTYPES))
         table.loc[2, "age"] += 1
         finished.storage.write(PHENOTYPES, table.to_parquet(index=False))
-        assert stale(Study(finished.uri)) == ["predict/synthetic-unet", "predict/measured", "predict/connectome"]
+        assert stale(Study(finished.uri)) == PREDICTIONS
+
+    def test_other_values_of_a_phenotype_concern_its_own_tables_alone(self, finished):
+        table = pd.read_parquet(finished.storage.uri(PHENOTYPES)).assign(more=[1, 2, 3, 4, 5, 6])
+        finished.storage.write(PHENOTYPES, table.to_parquet(index=False))
+        study = Study(finished.uri)
+        assert account(study, "predict/measured").pending() == ["more", "more+common"]
+        finish(study)
+        table.loc[2, "more"] += 1
+        study.storage.write(PHENOTYPES, table.to_parquet(index=False))
+        study = Study(finished.uri)
+        assert account(study, "predict/measured").pending() == ["more", "more+common"]
+        assert stale(study) == PREDICTIONS
+        as_confound = change(study, prediction={"targets": {"age": {"confounds": ["more"]}}})
+        assert account(as_confound, "predict/measured").pending() == ["age", "age+common"]
 
     def test_a_subject_that_fails_the_second_time(self, finished):
         """The block's maps then have another subject missing, and so have the tables made of them."""
@@ -261,7 +278,7 @@ class TestStale:
         again = account(finished, "synthesize/unet")
         assert again.pending() == BLOCKS[2:]
         assert account(finished, "train/unet").pending() == []
-        assert account(finished, "predict/connectome").pending() == [MODEL]
+        assert account(finished, "predict/connectome").pending() == ["age", "age+common"]
 
 
 class TestCounts:
@@ -272,7 +289,8 @@ class TestCounts:
             table = study.status().set_index("stage")
             sums = table[["done", "failed", "excluded", "pending"]].sum(axis=1)
             assert sums[by_block].tolist() == [6] * len(by_block)
-            assert sums.drop(by_block).tolist() == [1] * (len(ORDER) - len(by_block))
+            assert sums[PREDICTIONS[:-1]].tolist() == [2, 2, 2], "by itself, and for the comparison"
+            assert set(sums.drop([*by_block, *PREDICTIONS[:-1]])) == {1}
             assert (table >= 0).all(axis=None)
             return table
 

@@ -101,6 +101,8 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _features_exist(self) -> StudyConfig:
+        if taken := [name for name in self.prediction.stacks if name in {MEASURED, CONNECTOME}]:
+            raise ValueError(f"prediction.stacks: got a stack called {taken[0]}, expected a name of its own")
         for feature in self.feature_sets():
             for part in self.sources_of(feature):
                 if part.kind == SYNTHETIC and part.model not in self.models:
