@@ -39,6 +39,16 @@ SETTINGS: dict[str, Any] = {
             },
         },
     },
+    "prediction": {
+        "targets": {
+            "age": {},
+            "sex": {"kind": "classification"},
+            "network_score": {},
+            "age_sex_score": {"confounds": ["age", "sex"]},
+            "noise_score": {},
+        },
+        "weight_maps": True,
+    },
 }
 
 

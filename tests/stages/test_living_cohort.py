@@ -19,6 +19,7 @@ from dtg_ray.cohort.simulate import simulate
 from dtg_ray.stages.traces import find_traces
 from dtg_ray.stages.withdraw import withdraw
 from dtg_ray.store.receipts import Receipts, Row
+from dtg_ray.study import PEOPLE_LEFT_OUT
 
 TRAIN = {"epochs": 2, "batch_size": 2, "checkpoint_minutes": 0, "cpus_per_worker": 1, "readers": 0}
 SETTINGS = {
@@ -95,7 +96,7 @@ def pending(root: Path, *, but: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-RESULTS = ("evaluate", "predict", "report")
+RESULTS = ("evaluate", "predict", "scores", "report")
 
 
 class TestAdd:
@@ -222,6 +223,23 @@ class TestWithdraw:
         dtg("run", root, "--inline", "--quiet")
         for data in files(root, "prediction/").values():
             assert not any(subject in str(pq.read_table(io.BytesIO(data)).to_pylist()) for subject in GONE)
+
+    @pytest.mark.parametrize("gone", [GONE, ["sub-9001"]])
+    def test_tables_of_phenotypes_that_name_them_bring_nobody_back(self, root: Path, tmp_path: Path, gone) -> None:
+        """Neither those of the study nor those whom the tables alone know."""
+        listed = [*FIRST, "sub-9001", "sub-9002"]
+        pd.DataFrame({"subject": listed, "score": np.arange(len(listed))}).to_csv(tmp_path / "more.csv", index=False)
+        document = yaml.safe_load((root / "study.yaml").read_text())
+        document["prediction"] |= {"tables": [str(tmp_path / "more.csv")], "targets": {"score": {}}}
+        (root / "study.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        dtg("run", root, "--inline", "--quiet")
+        assert pd.read_parquet(root / PEOPLE_LEFT_OUT)["subject"].tolist() == ["sub-9001", "sub-9002"]
+        dtg("withdraw", root, self.ids(tmp_path, gone))
+        dtg("run", root, "--inline", "--quiet")
+        assert find_traces(Study(str(root)), gone)[1] == []
+        left_out = pd.read_parquet(root / PEOPLE_LEFT_OUT)["subject"].tolist()
+        assert left_out == [subject for subject in ("sub-9001", "sub-9002") if subject not in gone]
+        assert pending(root) == []
 
     def test_models_say_that_some_of_theirs_withdrew(self, root: Path, tmp_path: Path) -> None:
         study = Study(str(root))

@@ -91,9 +91,10 @@ class TestAFinishedStudy:
 
     def test_predicts_only_from_subjects_no_model_has_seen(self, finished: Path) -> None:
         study = Study(str(finished))
-        table = pd.read_parquet(finished / "prediction" / "synthetic-unet" / "predictions.parquet")
+        table = pd.read_parquet(finished / "prediction" / "synthetic-unet" / "predictions" / "age.parquet")
         assert set(study.cohort.loc[table["subject"], "split"]) == {"test"}
-        scores = pd.read_parquet(finished / "prediction" / "connectome" / "scores.parquet")
+        scores = pd.read_parquet(finished / "prediction" / "scores.parquet")
+        assert set(scores["features"]) == {"synthetic:unet", "measured", "connectome"}
         assert {"age", "network_score", "noise_score"} <= set(scores["target"])
         assert (scores["p"] >= 1 / 51).all()
 
@@ -118,7 +119,7 @@ class TestRunningAgain:
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
         again = tools.dtg("run", str(finished), "--keep-connectomes")
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
-        assert again.stderr.count("nothing to do") == 15
+        assert again.stderr.count("nothing to do") == 16
         assert "Reconstruction" in again.stdout
 
     def test_does_only_the_block_whose_receipt_is_gone(
@@ -153,6 +154,7 @@ class TestRunningAgain:
             "predict/synthetic-unet",
             "predict/measured",
             "predict/connectome",
+            "scores",
         }
 
 

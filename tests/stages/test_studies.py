@@ -412,7 +412,7 @@ class TestRetest:
         dtg("run", root, "--inline", "--quiet")
         study = Study(root)
         assert (study.status()["pending"] == 0).all()
-        scores = pd.read_parquet(f"{root}/prediction/synthetic-again/scores.parquet")
+        scores = pd.read_parquet(f"{root}/prediction/scores.parquet")
         complete = sum(len(maps) == 3 for maps in study.cohort["retest"])
         assert set(scores["subjects"]) == {complete}
         assert study.storage.exists("report/maps.png")
@@ -508,5 +508,5 @@ def test_whoever_broke_a_rule_has_no_part_in_models_and_maps(tmp_path) -> None:
         assert (np.isnan(study.synthetic(model).to_numpy()).all(axis=(0, 2)) == out).all()
         provenance = json.loads(study.storage.read(f"models/{model}/model.json"))["provenance"]
         assert not {"sub-03", "sub-12"} & {*provenance["training"], *provenance["validation"]}
-    scores = pd.read_parquet(f"{root}/prediction/connectome/scores.parquet")
-    assert set(scores["subjects"]) == {12}
+    scores = pd.read_parquet(f"{root}/prediction/scores.parquet")
+    assert set(scores.loc[scores["features"] == "connectome", "subjects"]) == {12}

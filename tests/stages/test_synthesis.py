@@ -217,7 +217,7 @@ class TestStreaming:
         assert (study.status()["pending"] == 0).all()
         assert maps(root) == maps(cohort / "stored")
         assert (root / "evaluation/unet.parquet").exists()
-        assert (root / "prediction/connectome/scores.parquet").exists()
+        assert (root / "prediction/connectome/scores/age.parquet").exists()
 
 
 @pytest.mark.slow
