@@ -56,7 +56,7 @@ class Exchangeability:
             for block, rows in enumerate(_members(_codes(self.whole))):
                 if len(np.unique(inside[rows])) > 1:
                     name = np.asarray(self.whole)[_members(_codes(self.whole))[block][0]]
-                    raise ValueError(f"got block {name} in two blocks of `within`, expected each in one")
+                    raise ValueError(f"got block {name} in two blocks of `within`, or in two folds, expected it in one")
 
     def orders(self, start: int, stop: int, rows: NDArray[np.integer] | None = None) -> NDArray[np.int64]:
         """Orders of some subjects, numbers `start` to `stop` of endlessly many.
@@ -86,6 +86,28 @@ class Exchangeability:
         for number, order in enumerate(orders, start):
             order[:] = place[draw(number, chosen)]
         return orders
+
+    def inside(self, rows: NDArray[np.integer], labels: NDArray[Any]) -> Exchangeability:
+        """Of some subjects, who change places inside further blocks alone.
+
+        Folds in which the target has equal shares follow from the target, so that others would not fit a permuted one:
+        only orders that leave everybody in the own fold leave the folds as they are.
+
+        Parameters
+        ----------
+        rows : (m,) int
+        labels : (m,) any type
+
+        Raises
+        ------
+        ValueError
+            When a whole block is in two of them.
+        """
+        codes = _codes(labels)
+        if self.within is not None:
+            codes = codes + (codes.max() + 1) * _codes(np.asarray(self.within)[rows])
+        whole = None if self.whole is None else np.asarray(self.whole)[rows]
+        return Exchangeability(len(rows), self.seed, codes, whole)
 
     def _rows(self, number: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Whose place each of some subjects takes."""

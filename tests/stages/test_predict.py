@@ -26,6 +26,7 @@ from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
 from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES, table_name
 from dtg_ray.stages.runtime import Options
+from dtg_ray.stats.permutation import Exchangeability
 from dtg_ray.store.arrays import write
 from dtg_ray.store.receipts import Receipts
 from dtg_ray.store.tables import read_table
@@ -267,6 +268,25 @@ class TestScores:
         assert all(len(set(folds[families == family])) == 1 for family in range(8))
         assert set(folds) == {0, 1, 2}
 
+    def test_folds_of_equal_shares_are_those_whom_people_change_places_inside(self, make: Make) -> None:
+        """Twelve of each class in three folds: with two classes no order can change how many of each a fold has."""
+        study = make(stratify=True, features=["connectome"], targets={"kind": {"kind": "classification"}})
+        study = set_phenotypes(study, kind=np.random.default_rng(0).permutation(["a", "b"] * 12))
+        predict.run(study, QUIET)
+        table = result(study, "connectome", "predictions", "kind")
+        assert (pd.crosstab(table["fold"], table["actual"]) == 4).all(axis=None)
+        X = matrix(study, "connectome", table["subject"].tolist())
+        fold, signs = table["fold"].to_numpy(), np.where(table["actual"] == "b", 1.0, -1.0)
+        accuracies = []
+        for order in Exchangeability(24, 42, within=fold).orders(0, 20):
+            decisions = np.empty(24)
+            for one in range(3):
+                train, test = fold != one, fold == one
+                model = Ridge(alpha=X.shape[1] / train.sum()).fit(X[train], signs[order][train])
+                decisions[test] = model.predict(X[test])
+            accuracies.append(((decisions > 0) == (signs[order] > 0)).mean())
+        assert_allclose(result(study, "connectome", "nulls", "kind")["accuracy"], accuracies)
+
     def test_folds_may_be_those_of_a_column(self, make: Make) -> None:
         study = set_phenotypes(make(fold_column="site_fold", features=["connectome"]), site_fold=["b", "a", "c"] * 8)
         predict.run(study, QUIET)
@@ -418,8 +438,13 @@ class TestBadInput:
     def test_a_whole_block_in_two_blocks(self, make: Make) -> None:
         study = make(within="site", whole="family", targets=["network_score"])
         study = set_phenotypes(study, site=["x", "y"] * 12, family=["f"] * 24)
-        with pytest.raises(ConfigError, match="got block =f in two blocks"):
+        with pytest.raises(ConfigError, match="got block family=f in two blocks"):
             predict.run(study, QUIET)
+
+    def test_families_in_several_folds_of_equal_shares(self, make: Make) -> None:
+        study = set_phenotypes(make(stratify=True, whole="family", targets=["network_score"]), family=["f"] * 24)
+        predict.run(study, QUIET)
+        assert "got block family=f in two blocks of `within`, or in two folds" in reasons(study)["network_score"]
 
     def test_nobody_with_the_features(self, make: Make) -> None:
         """All maps of one contrast are missing."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from dtg_ray.stats.folds import fold_indices
+from dtg_ray.stats.folds import check_groups, fold_indices, folds_of
 
 
 @pytest.mark.parametrize(("n", "n_folds", "seed"), [(131, 5, 42), (10, 10, 0), (11, 3, 7), (2067, 5, 1), (2, 2, 3)])
@@ -29,3 +29,69 @@ def test_every_row_is_tested_once_and_never_trained_on_then():
 def test_too_few_or_too_many_folds_are_refused(n, n_folds):
     with pytest.raises(ValueError, match=f"got {n_folds} folds of {n} subjects, expected from 2 to {n}"):
         fold_indices(n, n_folds, 0)
+
+
+class TestGroups:
+    def groups(self, n=60, seed=0):
+        """Families of one to five."""
+        return np.repeat(np.arange(n), np.random.default_rng(seed).integers(1, 6, n))[:n]
+
+    def test_nobody_of_a_group_is_in_two_folds(self):
+        groups = self.groups()
+        folds = fold_indices(60, 5, 1, groups=groups)
+        check_groups(folds, groups)
+        tested = np.sort(np.concatenate([test for _, test in folds]))
+        np.testing.assert_array_equal(tested, np.arange(60))
+        sizes = [len(test) for _, test in folds]
+        assert max(sizes) - min(sizes) <= 5
+
+    def test_are_dealt_by_the_seed_whatever_their_names(self):
+        groups = self.groups()
+        names = np.array([f"family {chr(65 + number)}" for number in groups])
+        by_name = [test.tolist() for _, test in fold_indices(60, 5, 1, groups=names)]
+        assert by_name != [test.tolist() for _, test in fold_indices(60, 5, 2, groups=names)]
+        check_groups(fold_indices(60, 5, 1, groups=names), names)
+
+    def test_strata_are_in_equal_shares(self):
+        strata = np.array(["ill"] * 13 + ["well"] * 47)
+        for _, test in fold_indices(60, 5, 3, strata=strata):
+            assert (strata[test] == "ill").sum() in {2, 3}
+            assert len(test) in {11, 12, 13}
+
+    def test_groups_and_strata_together(self):
+        groups = self.groups(200, seed=2)
+        strata = np.random.default_rng(1).integers(0, 3, 200)
+        folds = fold_indices(200, 4, 0, groups=groups, strata=strata)
+        check_groups(folds, groups)
+        for _, test in folds:
+            assert np.abs(np.bincount(strata[test], minlength=3) - np.bincount(strata) / 4).max() <= 5
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"groups": np.arange(20) // 7}, "got 3 groups for 4 folds, expected at least as many"),
+            ({"strata": np.arange(20) < 3}, "got a stratum of 3 subjects for 4 folds, expected at least as many"),
+            ({"groups": np.arange(19)}, r"got groups of shape \(19,\), expected \(20,\)"),
+            ({"strata": np.zeros((20, 2))}, r"got strata of shape \(20, 2\), expected \(20,\)"),
+        ],
+    )
+    def test_too_few_or_of_others_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            fold_indices(20, 4, 0, **options)
+
+    def test_in_two_folds_is_refused_by_name(self):
+        folds = folds_of(np.array(["a", "b", "a", "b"]))
+        check_groups(folds, ["x", "y", "x", "z"])
+        with pytest.raises(ValueError, match="got group x in fold 0 and in another one, expected each in one fold"):
+            check_groups(folds, ["x", "y", "w", "x"])
+
+
+class TestGivenFolds:
+    def test_are_those_of_the_labels(self):
+        (train, test), *others = folds_of(np.array([2, 9, 2, 5]))
+        assert (train.tolist(), test.tolist()) == ([1, 3], [0, 2])
+        assert [test.tolist() for _, test in others] == [[3], [1]]
+
+    def test_of_one_label_are_refused(self):
+        with pytest.raises(ValueError, match=r"got the folds \['a'\], expected at least two"):
+            folds_of(np.array(["a", "a"]))

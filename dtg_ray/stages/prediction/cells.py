@@ -149,6 +149,8 @@ def predict_target(
         found = outcome(engine, target)
     with clock("score"):
         observed = {name: float(values[0]) for name, values in found.figures().items()}
+    if target.strata is not None:  # folds that follow from the target hold for who stays inside them
+        exchange, everybody = exchange.inside(everybody, fold_of(engine)), np.arange(len(everybody))
     nulls = null_distributions(engine, target, exchange, everybody, config, observed, clock)
     scores = {
         "target": target.name,
@@ -235,12 +237,17 @@ def fold_table(engine: OutOfFold, found: Outcome, target: Target, repeat: int) -
     return pd.DataFrame(lines)
 
 
-def prediction_table(engine: OutOfFold, found: Outcome, target: Target) -> pd.DataFrame:
-    """What was measured and predicted, a row per subject: numbers less what confounds explain, or classes."""
-    fold = np.empty(len(target.subjects), dtype=np.int64)
+def fold_of(engine: OutOfFold) -> NDArray[np.int64]:
+    """The fold that tests each subject, (n,)."""
+    fold = np.empty(engine.n, dtype=np.int64)
     for number, (_, rows) in enumerate(engine.folds):
         fold[rows] = number
-    table = pd.DataFrame({"target": target.name, "subject": target.subjects, "fold": fold})
+    return fold
+
+
+def prediction_table(engine: OutOfFold, found: Outcome, target: Target) -> pd.DataFrame:
+    """What was measured and predicted, a row per subject: numbers less what confounds explain, or classes."""
+    table = pd.DataFrame({"target": target.name, "subject": target.subjects, "fold": fold_of(engine)})
     if target.kind == "regression":
         return table.assign(actual=found.actual[0], predicted=found.predicted[0])
     names = np.array(target.classes)

@@ -239,7 +239,7 @@ def labels_of(table: pd.DataFrame, column: str | None) -> NDArray[np.str_] | Non
     if column is None:
         return None
     values = [
-        f"={value}" if there else subject
+        f"{column}={value}" if there else subject
         for subject, value, there in zip(table.index, table[column], table[column].notna(), strict=True)
     ]
     return np.array(values, dtype=np.str_)
