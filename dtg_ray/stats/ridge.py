@@ -170,27 +170,27 @@ def _solver(
     """Choose the smaller system: covariance of the features or inner products of the subjects; and the alphas."""
     p = _size(X)[1]
     sizes = [len(part.train) for part in adjustment.parts]
-    features: Gram | NDArray[np.float64]
+    features, inverses = np.empty((0, 0)), None
     if isinstance(X, Inverses):
-        features = X.gram
+        inverses = X
     elif isinstance(X, Gram) or p >= min(sizes):
-        features = X if isinstance(X, Gram) else gram(X)
+        inverses = Inverses(X if isinstance(X, Gram) else gram(X))
     else:
         check_finite(X, "the features")
         features = X.astype(np.float64, copy=False)
     if isinstance(alpha, Sequence) and not isinstance(alpha, str):
-        nested = Nested(features, adjustment, [_number(one) for one in alpha])
+        nested = Nested(inverses.gram if inverses else features, adjustment, [_number(one) for one in alpha])
         return nested, nested.chosen
     penalties = [p / m if alpha == FEATURES_PER_SAMPLE else _number(alpha) for m in sizes]
-    if isinstance(features, Gram):
-        return HoldOut(X if isinstance(X, Inverses) else Inverses(features), adjustment, penalties), penalties
+    if inverses:
+        return HoldOut(inverses, adjustment, penalties), penalties
     return Primal(features, adjustment, penalties), penalties
 
 
 def _size(X: Float | Gram | Inverses) -> tuple[int, int]:
     """Subjects and features."""
     if isinstance(X, Inverses):
-        X = X.gram
+        return X.n, X.n_features
     return (len(X.matrix), X.n_features) if isinstance(X, Gram) else shape_of(X)
 
 

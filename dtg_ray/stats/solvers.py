@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -39,14 +40,22 @@ class Inverses:
     Parameters
     ----------
     gram : Gram
-        Of n subjects. Memory: 8 n n bytes for each inverse, as many of which are kept as 4 GiB hold, at least one.
+    rows : (n,) int, optional
+        Who of them; by default everybody. Memory: 8 n n bytes for each inverse, as many of which are kept as 4 GiB
+        hold, at least two (folds of two sizes have two alphas), and as much again while one is made.
     """
 
-    def __init__(self, gram: Gram) -> None:
-        self.gram = gram
-        n = len(gram.matrix)
-        kept = int(max(1, min(64, CACHE_BYTES // (8 * n * n + 1))))
+    def __init__(self, gram: Gram, rows: NDArray[np.integer] | None = None) -> None:
+        self._whole = gram
+        self._rows = np.arange(len(gram.matrix)) if rows is None else rows
+        self.n, self.n_features = len(self._rows), gram.n_features
+        kept = int(np.clip(CACHE_BYTES // (8 * self.n**2 + 1), 2, 64))
         self.of = functools.lru_cache(kept)(self._invert)
+
+    @property
+    def gram(self) -> Gram:
+        """Inner products of these subjects: made when they are asked for, where they are not everybody's."""
+        return self._whole.subset(self._rows)
 
     def _invert(self, alpha: float) -> Float:
         """The inverse, (n, n), from one Cholesky factorisation."""
@@ -60,6 +69,38 @@ class Inverses:
             raise not_positive(alpha)
         mirror(matrix)
         return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldOut:
+    """One fold of `HoldOut`.
+
+    Parameters
+    ----------
+    rows : slice or (n,) int64
+        Who is in the fold at all.
+    test : (t,) int64
+        Who of these is tested.
+    inverse : (n, n) float64
+        M^-1, shared with other folds.
+    weighted, of_confounds : (t, q), (q, n) float64
+        What takes the confounds out: S_T = M^-1_T - weighted of_confounds.
+    factor
+        Of S_TT.
+    """
+
+    rows: slice | NDArray[np.int64]
+    test: NDArray[np.int64]
+    inverse: Float
+    weighted: Float
+    of_confounds: Float
+    factor: tuple[Float, bool]
+
+    def residual(self, targets: Float) -> Float:
+        """What the fit to all others leaves of the test subjects' targets, (t, B)."""
+        values = targets[self.rows]
+        right = self.inverse[self.test] @ values - self.weighted @ (self.of_confounds @ values)
+        return np.asarray(cho_solve(self.factor, right, overwrite_b=True, check_finite=False))
 
 
 class HoldOut:
@@ -83,31 +124,27 @@ class HoldOut:
         self.adjustment = adjustment
         self._folds = [self._fold(inverses, part, alpha) for part, alpha in zip(adjustment.parts, alphas, strict=True)]
 
-    def _fold(
-        self, inverses: Inverses, part: Part, alpha: float
-    ) -> tuple[NDArray[np.int64] | slice, Float, tuple[Float, bool]]:
-        """Who is in a fold, the rows of S of its test subjects (t, n), and the factor of S_TT."""
-        basis, n = self.adjustment.basis, len(self.adjustment.basis)
-        rows, test = _members(part, n)
-        if isinstance(rows, slice):
-            inverse = inverses.of(alpha)
-        else:
-            basis = basis[rows]
-            inverse = Inverses(inverses.gram.subset(rows)).of(alpha)
+    def _fold(self, inverses: Inverses, part: Part, alpha: float) -> _HeldOut:
+        basis = self.adjustment.basis
+        rows, test = _members(part, len(basis))
+        if not isinstance(rows, slice):
+            basis, inverses = basis[rows], Inverses(inverses.gram, rows)
+        inverse = inverses.of(alpha)
         weighted = inverse @ basis  # (n, q)
-        held_out = inverse[test] - weighted[test] @ np.linalg.solve(basis.T @ weighted, weighted.T)  # (t, n)
+        of_confounds = np.asarray(np.linalg.solve(basis.T @ weighted, weighted.T), dtype=np.float64)  # (q, n)
+        held_out = inverse[np.ix_(test, test)] - weighted[test] @ of_confounds[:, test]  # (t, t)
         try:
-            return rows, held_out, cho_factor(held_out[:, test], lower=True, check_finite=False)
+            factor = cho_factor(held_out, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError as error:
             raise not_positive(alpha) from error
+        return _HeldOut(rows, test, inverse, weighted[test], of_confounds, factor)
 
     def __call__(self, targets: Float) -> Float:
         """What the features add, see `Solver`."""
         result = np.full(targets.shape, np.nan)
         explained = self.adjustment.explained(targets)
-        for part, (rows, held_out, factor) in zip(self.adjustment.parts, self._folds, strict=True):
-            residual = cho_solve(factor, held_out @ targets[rows], check_finite=False)  # (t, B)
-            result[part.test] = targets[part.test] - explained[part.test] - residual
+        for part, fold in zip(self.adjustment.parts, self._folds, strict=True):
+            result[part.test] = targets[part.test] - explained[part.test] - fold.residual(targets)
         return result
 
 

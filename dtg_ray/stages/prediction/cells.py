@@ -68,7 +68,7 @@ class Engines:
         """The features of a target's subjects."""
         if target.subjects != self._subjects:
             rows = np.array([self.place[subject] for subject in target.subjects])
-            self._of_subjects = Inverses(self.X.subset(rows)) if isinstance(self.X, Gram) else self.X[rows]
+            self._of_subjects = Inverses(self.X, rows) if isinstance(self.X, Gram) else self.X[rows]
             self._subjects = target.subjects
         return self._of_subjects
 
