@@ -35,6 +35,7 @@ def run(study: Study, options: Options) -> pd.DataFrame:
     with contextlib.ExitStack() as stack:
         book = ledger.Ledger(study)
         if not options.dry_run and any(_has_work(book, stage, options) for stage in ledger.stages(study)):
+            study = predict.prepare(study, options)  # what is wrong there should not be found at the end
             stack.enter_context(session(options))
         stored = connectomes.run(study, options, _stored_splits(book, options))
         rows = [stage(study, options) for verb, stage in STAGES.items() if verb != "connectomes"]

@@ -6,6 +6,7 @@ feature sets side by side: in threads here, as tasks of the Ray cluster the job 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -30,18 +31,18 @@ from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.prediction import people
 from dtg_ray.stages.prediction.cells import Engines, predict_repeatedly, predict_target
 from dtg_ray.stages.prediction.clock import Clock
-from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members
+from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
 from dtg_ray.stages.prediction.people import Target, target_of
 from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
 from dtg_ray.stages.prediction.scores import summarise, table_name
-from dtg_ray.stages.prediction.weights import learn, write_weights
+from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
 from dtg_ray.stats.gram import Gram, GramSum
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import write_table
-from dtg_ray.study import Study
+from dtg_ray.study import PEOPLE, Study
 
 log = logging.getLogger(__name__)
 MANY = 1000
@@ -50,12 +51,8 @@ MANY = 1000
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Predict every target from every feature set, then test them all together; returns the rows of the receipts."""
-    if not options.dry_run:
-        study, listed = people.refresh(study)
-        _say(listed.describe(study), options)
+    study = prepare(study, options)
     book = ledger.Ledger(study)
-    people.check_targets(study)
-    people.exchangeability(study)
     todo = [name for name in study.config.feature_sets() if _show(book, name, options)]
     if todo and not options.dry_run:
         _compute(book, todo, options)
@@ -63,6 +60,26 @@ def run(study: Study, options: Options) -> pd.DataFrame:
     stages = [f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()]
     rows = [book.account(stage).rows for stage in stages]
     return pd.concat([*rows, _summarise(book, stages, options)], ignore_index=True)
+
+
+def prepare(study: Study, options: Options) -> Study:
+    """Read the tables of `prediction`, and check all that it says: before hours are spent on maps to predict from.
+
+    Raises
+    ------
+    ConfigError
+        When a table, a column, a mask or a block cannot be used.
+    """
+    if not options.dry_run:
+        study, listed = people.refresh(study)
+        _say(listed.describe(study), options)
+    elif study.config.prediction.tables and not study.storage.exists(PEOPLE):
+        return study  # nobody has read the tables yet
+    people.check_targets(study)
+    people.exchangeability(study)
+    for feature in study.config.feature_sets():
+        parts(study, feature)
+    return study
 
 
 def _say(lines: Sequence[str], options: Options) -> None:
@@ -244,16 +261,10 @@ class _Work:
 
     def _weights(self, engines: Engines, targets: list[Target]) -> None:
         """Write weights and patterns of all targets; their receipts come after them."""
-        config = self.study.config.prediction
-        learnt = []
+        learnt: list[Learnt] = []
         for target in targets:
-            engine = engines.engine(target, config.folds, config.seed)
-            alpha = (
-                engine.n_features / engine.n
-                if isinstance(config.alpha, str)
-                else np.median(engine.alphas(target.signs[0]))
-            )
-            learnt += learn(engines, target, float(alpha))
+            with contextlib.suppress(ValueError):  # which its receipt will tell
+                learnt += learn(engines, target, self.study.config.prediction)
         if learnt:
             features = Features(self.study, self.feature, self.subjects)
             write_weights(features, f"prediction/{feature_folder(self.feature)}/weights", learnt)

@@ -37,8 +37,8 @@ def fold_indices(
     Returns
     -------
     list of (train, test)
-        Row numbers, int64, ascending. Every row is tested once; without groups, test sets differ in size by at most
-        one.
+        Row numbers, int64, ascending. Every row is tested once; without groups, test sets differ by at most one in how
+        many of each stratum they have, and without strata as well in size.
 
     Raises
     ------

@@ -78,7 +78,8 @@ class GramSum:
         """
         n, width = X.shape
         columns = np.ascontiguousarray(X, dtype=np.result_type(X, np.float32))  # (n, w)
-        mean = columns.mean(axis=0, dtype=np.float64)  # (w,)
+        with np.errstate(invalid="ignore"):  # of inf and -inf, which are refused below
+            mean = columns.mean(axis=0, dtype=np.float64)  # (w,)
         if not np.isfinite(mean).all():
             check_finite(columns, "the features")
         columns -= mean.astype(columns.dtype)

@@ -1,6 +1,7 @@
 """Phenotypes of UK Biobank from raw fields, against a reference that goes person by person."""
 
 import csv
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from dtg_ray.errors import ConfigError
 from reference import PUBLISHED
 
 TABLE = PUBLISHED.parent / "ukb_phenotypes.tsv"
+needs_table = pytest.mark.skipif(not TABLE.is_file(), reason="the table of rules is not next to this checkout")
 PHQ9 = [20507, 20508, 20510, 20511, 20513, 20514, 20517, 20518, 20519]
 GAD7 = [20505, 20506, 20509, 20512, 20515, 20516, 20520]
 RDS4 = [2050, 2060, 2070, 2080]
@@ -28,6 +30,7 @@ CODES = {
     **{f"{field}-2.0": [1, 2, 3, 4, 4, 4, -1, -3] for field in RDS4},
 }
 """What a cell of each field can hold beside nothing."""
+UNKNOWN = (-1, -3, -818)
 SPELLINGS = {
     "ukbconv csv": lambda f, i, e: f"{f}-{i}.{e}",
     "ukbconv r": lambda f, i, e: f"f.{f}.{i}.{e}",
@@ -39,9 +42,10 @@ SPELLINGS = {
 
 
 def export(n=400, seed=0, empty=0.15):
-    """A table of raw fields as ukbconv names them, some cells of which are empty."""
+    """A table of raw fields as ukbconv names them, some cells of which are empty or say that it is not known."""
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({field: rng.choice(list(codes), n).astype(float) for field, codes in CODES.items()})
+    table = table.mask(rng.random(table.shape) < 0.03, rng.choice(UNKNOWN, table.shape))
     return table.mask(rng.random(table.shape) < empty)
 
 
@@ -55,7 +59,7 @@ def of_person(row):
 
     def known(field):
         value = row[field]
-        return None if np.isnan(value) or value in {-1, -3, -818} else value
+        return None if np.isnan(value) or value in UNKNOWN else value
 
     def score(fields, visit, lowest):
         items = [known(f"{field}-{visit}.0") for field in fields]
@@ -85,6 +89,12 @@ def row_by_row(table):
     return pd.DataFrame([of_person(row) for _, row in table.iterrows()], index=table.index, dtype="float64")
 
 
+def rules():
+    """Name, kind, fields, rule and missing codes of all phenotypes."""
+    with TABLE.open() as file:
+        return list(csv.reader(file, delimiter="\t"))[1:]
+
+
 class TestRules:
     @pytest.mark.parametrize("spelling", SPELLINGS)
     @pytest.mark.parametrize("empty", [0.02, 0.3])
@@ -96,14 +106,19 @@ class TestRules:
         spelt = table.rename(columns=lambda field: SPELLINGS[spelling](*parts(field)))
         pd.testing.assert_frame_equal(derive(spelt), expected, check_like=True)
 
-    @pytest.mark.skipif(not TABLE.is_file(), reason="the table of rules is not next to this checkout")
+    @needs_table
     def test_are_those_of_the_table_and_use_its_fields(self):
-        with TABLE.open() as file:
-            lines = list(csv.reader(file, delimiter="\t"))[1:]
+        lines = rules()
         assert {line[0] for line in lines} == set(RULES)
         for name, _, fields, *_ in lines:
             named = {word.strip("(),") for word in fields.split() if "-" in word and word[0].isdigit()}
             assert named == set(RULES[name].fields), name
+
+    @needs_table
+    def test_make_two_classes_where_the_table_has_classes_and_more_values_elsewhere(self):
+        found = derive(export())
+        for name, kind, *_ in rules():
+            assert (set(found[name].dropna()) == {0, 1}) == (kind == "classification"), name
 
     def test_text_that_is_a_number_is_one(self):
         table = export(50)
@@ -113,10 +128,53 @@ class TestRules:
     def test_keep_the_index(self):
         table = export(5).set_axis(list("edcba"))
         assert derive(table).index.tolist() == list("edcba")
+        as_text = pd.DataFrame({"31-0.0": ["1", None, "0"]}, index=[2, 0, 1])
+        np.testing.assert_array_equal(derive(as_text)["sex"], [1, np.nan, 0])
 
-    def test_infinity_and_other_codes_of_sex_are_nothing(self):
-        assert derive(pd.DataFrame({"31-0.0": [0.0, 1.0, 2.0, -1.0, 9.0]}))["sex"].tolist()[:2] == [0, 1]
-        assert derive(pd.DataFrame({"31-0.0": [2.0, -1.0, 9.0]}))["sex"].isna().all()
+    def test_other_codes_of_sex_are_nothing(self):
+        found = derive(pd.DataFrame({"31-0.0": [0, 1, 2, -1, 9]}))
+        np.testing.assert_array_equal(found["sex"], [0, 1, np.nan, np.nan, np.nan])
+
+
+class TestScores:
+    @pytest.mark.parametrize(
+        ("name", "fields", "lowest"),
+        [
+            ("PHQ9", [f"{field}-0.0" for field in PHQ9], 0),
+            ("GAD7", [f"{field}-0.0" for field in GAD7], 0),
+            ("RDS4", [f"{field}-2.0" for field in RDS4], 1),
+        ],
+    )
+    def test_go_from_the_lowest_to_the_highest_and_need_every_item(self, name, fields, lowest):
+        n = len(fields)
+        table = pd.DataFrame([[1] * n, [4] * n, [1] * (n - 1) + [3]], columns=fields, dtype="float64")
+        assert derive(table)[name].tolist() == [n * lowest, n * (3 + lowest), n * lowest + 2]
+        for unknown in (np.nan, *UNKNOWN):
+            without = pd.DataFrame(np.where(np.eye(n), unknown, 4), columns=fields)
+            assert derive(without)[name].isna().all()
+
+
+class TestGrip:
+    @pytest.mark.parametrize(
+        ("now", "before", "expected"),
+        [
+            (1, 2, 40),
+            (2, 1, 30),
+            (np.nan, 1, 40),
+            (-3, 2, 30),
+            (3, 1, np.nan),
+            (np.nan, 3, np.nan),
+            (-3, -3, np.nan),
+            (np.nan, np.nan, np.nan),
+        ],
+    )
+    def test_is_of_the_hand_of_the_imaging_visit_or_else_of_the_first(self, now, before, expected):
+        hands = {"46-2.0": [30.0], "47-2.0": [40.0], "1707-2.0": [now], "1707-0.0": [before]}
+        np.testing.assert_array_equal(derive(pd.DataFrame(hands))["grip_strength"], [expected])
+
+    def test_is_not_that_of_the_other_hand_where_one_was_not_measured(self):
+        hands = {"46-2.0": [30, np.nan], "47-2.0": [np.nan, 40], "1707-2.0": [1, 2], "1707-0.0": [1, 2]}
+        assert derive(pd.DataFrame(hands))["grip_strength"].isna().all()
 
 
 class TestIllnesses:
@@ -145,13 +203,19 @@ class TestColumns:
         [
             ("21003-2.0", "21003-2.0"),
             ("f.20002.2.11", "20002-2.11"),
+            ("f21003_2_0", "21003-2.0"),
             ("x31_0_0", "31-0.0"),
             ("p31", "31-0.0"),
             ("p21003_i2", "21003-2.0"),
             ("p20002_i2_a11", "20002-2.11"),
             ("participant.p20127_i0", "20127-0.0"),
+            ("participant.p31", "31-0.0"),
             ("age", None),
             ("eid", None),
+            ("participant.eid", None),
+            ("f.eid", None),
+            ("participant.31-0.0", None),
+            ("21003-2", None),
             ("21003", None),
             ("p20002_a", None),
             ("xp31_0_0", None),
@@ -163,7 +227,8 @@ class TestColumns:
     def test_of_an_ordinary_table_are_what_they_say(self):
         """p3 may be an item, or a principal component."""
         assert raw_fields(["subject", "p3", "p31", "age"]) == {}
-        assert raw_fields(["eid", "p31", "age"]) == {"p31": "31-0.0"}
+        for person in ("eid", "participant.eid", "f.eid"):
+            assert raw_fields([person, "p31", "age"]) == {"p31": "31-0.0"}
         assert raw_fields(["subject", "p31", "p21003_i2"]) == {"p31": "31-0.0", "p21003_i2": "21003-2.0"}
 
     def test_that_are_needed_are_all_there_or_the_phenotype_is_left_out(self):
@@ -183,10 +248,23 @@ class TestColumns:
         table = pd.DataFrame({"31-0.0": [0.0], "p31": [1.0]})
         with pytest.raises(ConfigError, match=r"got field 31-0.0 in columns \['31-0.0', 'p31'\], expected it in one"):
             derive(table)
+        elements = ["f.20002.2.0", "20002-2.1", "p20002_i2_a1"]
+        with pytest.raises(ConfigError, match=r"got field 20002-2.1 in columns \['20002-2.1', 'p20002_i2_a1'\]"):
+            sources(elements)
+        assert sources([*elements, "p31"], ["sex"]) == {"sex": ["p31"]}
 
     def test_of_labels_are_refused_by_name(self):
         table = pd.DataFrame({"31-0.0": ["Female", "Male"], "99-0.0": ["x", "y"]})
         with pytest.raises(ConfigError, match=r"got 'Female' in column 31-0.0, expected numbers") as caught:
             derive(table)
         assert "coding option RAW" in caught.value.hint
-        assert "Female" not in derive(table.drop(columns="31-0.0"))
+        assert derive(table.drop(columns="31-0.0")).shape == (2, 0)
+
+    @pytest.mark.parametrize(
+        ("cells", "shown"),
+        [(["3", "Prefer not to answer"], "Prefer"), (["1", "inf"], "inf"), ([True, False], "True"), ([None, "?"], "?")],
+    )
+    def test_of_anything_but_numbers_are_refused(self, cells, shown):
+        table = pd.DataFrame({"2178-2.0": pd.Series(cells)})
+        with pytest.raises(ConfigError, match=rf"got '{re.escape(shown)}.*' in column 2178-2.0, expected numbers"):
+            derive(table)

@@ -20,7 +20,7 @@ from sklearn.model_selection import KFold
 
 from dtg_ray import Study, ledger
 from dtg_ray.errors import ConfigError, StudyError
-from dtg_ray.stages import predict
+from dtg_ray.stages import pipeline, predict
 from dtg_ray.stages.prediction import cells, features
 from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
@@ -30,6 +30,7 @@ from dtg_ray.stats.permutation import Exchangeability
 from dtg_ray.store.arrays import write
 from dtg_ray.store.receipts import Receipts
 from dtg_ray.store.tables import read_table
+from dtg_ray.study import PEOPLE
 
 QUIET = Options(quiet=True)
 SETTINGS: dict[str, Any] = {
@@ -377,6 +378,23 @@ class TestWeights:
             assert_allclose(vector[study.grey_matter], expected, atol=1e-4 * np.abs(expected).max())
             assert not vector[~study.grey_matter].any()
 
+    def test_take_the_penalty_that_most_folds_chose(self, make: Make) -> None:
+        alphas = {"alpha": [1e-3, 1e5], "features": ["connectome"], "targets": ["network_score"]}
+        study = make(weight_maps=True, **alphas)
+        predict.run(study, QUIET)
+        (chosen,) = result(study, "connectome", "scores", "network_score")["alpha"]
+        again = make(weight_maps=True, **{**alphas, "alpha": chosen})
+        predict.run(again, QUIET)
+        name = "prediction/connectome/weights/network_score_connectome.parquet"
+        pd.testing.assert_frame_equal(read_table(study.storage, name), read_table(again.storage, name))
+
+    def test_are_left_out_for_a_target_that_cannot_have_folds(self, make: Make) -> None:
+        settings = {"features": ["connectome"], "targets": ["network_score", "age"], "confounds": []}
+        study = make(weight_maps=True, alpha=[1, 10], groups="site", fold_column=None, **settings)
+        study = set_phenotypes(study, site=["x", "y"] * 12)
+        predict.run(study, QUIET)
+        assert set(reasons(study)) == {"network_score", "age"}
+
     def test_of_connectomes_name_both_regions(self, make: Make) -> None:
         study = make(weight_maps=True, features=["connectome"])
         predict.run(study, QUIET)
@@ -497,6 +515,33 @@ class TestTables:
         self.write(path, study, one=np.arange(24.0), two=np.arange(24.0) ** 3)
         predict.run(Study(study.uri), QUIET)
         assert attempts(study) == {"predict/connectome:one": 1, "predict/connectome:two": 2}
+
+
+class TestBeforeAnythingElse:
+    """`dtg run` finds what is wrong with `prediction:` before it computes anything."""
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"targets": ["nothing"]}, "got no column nothing, expected some of"),
+            ({"mask": "nowhere.nii.gz"}, "prediction: mask .*nowhere.nii.gz"),
+            ({"tables": ["nowhere.csv"]}, "nowhere.csv: got no such file"),
+        ],
+    )
+    def test_mistakes_are_found(self, make: Make, settings: dict[str, Any], message: str) -> None:
+        study = make(**settings)
+        shutil.rmtree(Path(study.uri) / "receipts")
+        with pytest.raises(ConfigError, match=message):
+            pipeline.run(Study(study.uri), QUIET)
+        assert not (Path(study.uri) / "receipts").exists()
+
+    def test_a_plan_needs_no_table_to_be_read(self, make: Make, tmp_path: Path, capsys: Any) -> None:
+        more = pd.DataFrame({"subject": ["sub-0001"], "more": [1.0]})
+        more.to_csv(tmp_path / "more.csv", index=False)
+        study = make(tables=[str(tmp_path / "more.csv")], targets=["more"])
+        predict.run(study, Options(dry_run=True))
+        assert "predict/connectome: 2 of 2 to do" in capsys.readouterr().out
+        assert not study.storage.exists(PEOPLE)
 
 
 class TestAgain:

@@ -42,6 +42,13 @@ class TestFigures:
         actual, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])
         assert class_figures(actual, predicted, 3)["balanced_accuracy"] == 0.75
 
+    def test_a_class_that_nobody_has_is_a_share_of_nothing_as_in_scikit_learn(self):
+        actual, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 2, 1])
+        found = class_figures(actual, predicted, 4)
+        for name, score in SCORES.items():
+            expected = score(actual, predicted, labels=range(4), average="macro", zero_division=0)
+            assert found[name] == pytest.approx(expected)
+
     def test_one_target_serves_many_predictions(self):
         actual, decisions = draw(3)
         predicted = predicted_classes(decisions)
@@ -64,13 +71,22 @@ class TestAuc:
         expected = [metrics.roc_auc_score(a, d[:, 1]) for a, d in zip(actual, decisions, strict=True)]
         np.testing.assert_allclose(auc(actual, decisions), expected)
 
-    def test_of_more_is_the_mean_of_each_against_the_rest(self):
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_of_more_is_the_mean_of_each_against_the_rest(self, ties):
         actual, decisions = draw(4)
+        decisions = np.round(decisions) if ties else decisions
         expected = [
             np.mean([metrics.roc_auc_score(a == one, d[:, one]) for one in range(4)])
             for a, d in zip(actual, decisions, strict=True)
         ]
         np.testing.assert_allclose(auc(actual, decisions), expected)
+
+    def test_keeps_all_leading_axes(self):
+        actual, decisions = draw(3, rows=6)
+        found = auc(actual.reshape(2, 3, -1), decisions.reshape(2, 3, -1, 3))
+        np.testing.assert_array_equal(found, auc(actual, decisions).reshape(2, 3))
+        one = auc(actual[0], decisions)
+        np.testing.assert_array_equal(one, [auc(actual[0], row) for row in decisions])
 
     def test_of_a_constant_decision_is_half(self):
         assert auc(np.array([0, 1, 1]), np.zeros((3, 2))) == 0.5
@@ -79,6 +95,7 @@ class TestAuc:
         assert np.isnan(auc(np.zeros(4, dtype=int), np.zeros((4, 2))))
         found = auc(np.array([[0, 0, 0], [0, 1, 0]]), np.zeros((3, 2)))
         np.testing.assert_array_equal(np.isnan(found), [True, False])
+        assert np.isnan(auc(np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 0, 1]]))  # nobody has the third
 
 
 def test_the_class_with_the_highest_decision_is_predicted_and_of_equals_the_first():

@@ -19,6 +19,12 @@ class TestCorrectedT:
         assert p == pytest.approx(2 * stats.t.sf(abs(t), 49))
         assert p > plain.pvalue
 
+    def test_is_the_formula_of_nadeau_and_bengio(self):
+        """Mean 2 and variance 1 of three folds, half as many tested as trained on: 2 / sqrt(1/3 + 1/2)."""
+        t, p = corrected_resampled_t([1.0, 2.0, 3.0], 20, 10)
+        assert t == pytest.approx(2 / np.sqrt(5 / 6))
+        assert p == pytest.approx(1 - t / np.sqrt(2 + t**2))  # of two degrees of freedom
+
     def test_is_symmetric(self):
         d = np.random.default_rng(0).normal(0.2, 1, 10)
         (t, p), (minus_t, same_p) = corrected_resampled_t(d, 8, 2), corrected_resampled_t(-d, 8, 2)
@@ -67,6 +73,12 @@ class TestPairedPermutation:
         difference, p = paired_permutation(mean_product(y), first, second, 2000, 1, blocks)
         assert abs(difference) == pytest.approx(observed)
         assert p == pytest.approx(1 if other >= observed else 0.5, abs=0.05)
+
+    def test_is_drawn_from_the_seed(self):
+        y, first, second = np.random.default_rng(0).normal(size=(3, 20))
+        found = [paired_permutation(mean_product(y), first, second, 300, seed) for seed in (0, 0, *range(1, 9))]
+        assert found[0] == found[1]
+        assert len({p for _, p in found}) > 2
 
     def test_the_same_predictions_do_not_differ(self):
         y = np.random.default_rng(0).normal(size=20)

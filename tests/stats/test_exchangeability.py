@@ -67,8 +67,8 @@ class TestWhole:
 
 
 class TestInside:
-    FOLDS = np.array([0, 1, 0, 1, 0, 0])
-    ROWS = np.array([0, 1, 2, 3, 5, 7])
+    FOLDS = np.array([0, 1, 1, 0, 0, 1])
+    ROWS = np.array([0, 1, 2, 4, 5, 7])
 
     def test_further_blocks_nobody_leaves_either(self):
         there = SITES[self.ROWS]
@@ -78,6 +78,16 @@ class TestInside:
             if (self.FOLDS[list(order)] == self.FOLDS).all() and (there[list(order)] == there).all()
         ]
         assert_uniform(Exchangeability(8, 2, within=SITES).inside(self.ROWS, self.FOLDS).orders(0, 900), allowed)
+
+    def test_whole_families_stay_inside_them(self):
+        families, folds = np.repeat(np.arange(5), [2, 2, 2, 2, 1]), np.array([0, 0, 1, 1, 0, 0, 1, 1, 0])
+        allowed = [order for order in whole_orders(families) if (folds[list(order)] == folds).all()]
+        assert len(allowed) == 4
+        assert_uniform(Exchangeability(9, 2, whole=families).inside(np.arange(9), folds).orders(0, 400), allowed)
+
+    def test_the_seed_stays(self):
+        first, second = (Exchangeability(8, seed).inside(self.ROWS, self.FOLDS).orders(0, 20) for seed in (1, 2))
+        assert (first != second).any()
 
     def test_one_block_is_none(self):
         orders = Exchangeability(8, 2).inside(self.ROWS, np.zeros(6)).orders(0, 4000)
@@ -126,6 +136,14 @@ def test_orders_of_fewer_people_keep_whoever_takes_the_place_of_somebody_who_is_
     exchange, rows = Exchangeability(200, 0), np.delete(np.arange(200), [3, 77])
     for everybody, fewer in zip(exchange.orders(0, 20), exchange.orders(0, 20, rows), strict=True):
         assert (everybody[rows] == rows[fewer]).sum() >= 196
+
+
+def test_orders_without_a_few_families_keep_most_families_where_they_are():
+    families = np.repeat(np.arange(100), [2] * 60 + [3] * 40)
+    rows = np.flatnonzero(~np.isin(families, [3, 70]))
+    exchange = Exchangeability(240, 0, whole=families)
+    for everybody, fewer in zip(exchange.orders(0, 20), exchange.orders(0, 20, rows), strict=True):
+        assert (everybody[rows] == rows[fewer]).sum() >= 235 - 3 - 2
 
 
 def test_of_families_some_of_whom_are_missing_change_with_families_of_as_many_who_are_there():

@@ -20,6 +20,26 @@ class TestFamilyWise:
         expected = [(1 + sum(one >= scaled[test, 0] for one in largest)) / 100 for test in range(3)]
         np.testing.assert_allclose(family_wise_p(observed, null), expected)
 
+    def test_is_that_rank_where_figures_are_missing(self):
+        rng = np.random.default_rng(4)
+        observed, null = np.array([2.0, 9.0, NAN]), rng.normal(size=(3, 99)) * [[1], [4], [1]] + [[0], [7], [0]]
+        null[rng.random((3, 99)) < 0.2] = NAN
+        scaled = []
+        for test in range(2):
+            row = [observed[test], *null[test]]
+            lowest = min(value for value in row if not np.isnan(value))
+            row = np.array([lowest if np.isnan(value) else value for value in row])
+            scaled.append((row - row.mean()) / row.std())
+        largest = [max(scaled[0][number], scaled[1][number]) for number in range(1, 100)]
+        expected = [(1 + sum(one >= row[0] for one in largest)) / 100 for row in scaled]
+        np.testing.assert_allclose(family_wise_p(observed, null), [*expected, NAN])
+
+    def test_a_figure_that_never_varies_changes_nothing(self):
+        null = np.random.default_rng(5).normal(size=(1, 99))
+        both = family_wise_p([2.0, 0.5], np.vstack([null, np.full((1, 99), 0.5)]))
+        assert both[0] == family_wise_p([2.0], null)[0]
+        assert both[1] > 0.5
+
     def test_of_one_test_is_its_own_p(self):
         null = np.arange(99.0)
         assert family_wise_p([90.0], null[None]) == pytest.approx((1 + 9) / 100)

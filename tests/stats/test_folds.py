@@ -56,15 +56,33 @@ class TestGroups:
         strata = np.array(["ill"] * 13 + ["well"] * 47)
         for _, test in fold_indices(60, 5, 3, strata=strata):
             assert (strata[test] == "ill").sum() in {2, 3}
-            assert len(test) in {11, 12, 13}
+            assert len(test) == 12
 
-    def test_groups_and_strata_together(self):
-        groups = self.groups(200, seed=2)
-        strata = np.random.default_rng(1).integers(0, 3, 200)
-        folds = fold_indices(200, 4, 0, groups=groups, strata=strata)
-        check_groups(folds, groups)
-        for _, test in folds:
-            assert np.abs(np.bincount(strata[test], minlength=3) - np.bincount(strata) / 4).max() <= 5
+    @pytest.mark.parametrize("seed", range(20))
+    def test_each_of_many_strata_is_in_shares_that_differ_by_one_at_most(self, seed):
+        strata = np.repeat(np.arange(5), [7, 9, 13, 31, 54])
+        folds = fold_indices(114, 4, seed, strata=strata)
+        shares = np.array([np.bincount(strata[test], minlength=5) for _, test in folds])
+        assert np.ptp(shares, axis=0).max() <= 1
+        assert np.ptp(shares.sum(axis=1)) <= 2
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_the_largest_is_dealt_first_so_that_small_ones_fill_up(self, seed):
+        folds = fold_indices(20, 2, seed, groups=np.repeat(np.arange(11), [1] * 10 + [10]))
+        assert [len(test) for _, test in folds] == [10, 10]
+
+    def test_of_a_size_are_dealt_in_random_order(self):
+        groups = np.repeat(np.arange(12), 2)
+        dealt = {tuple(fold_indices(24, 2, seed, groups=groups)[0][1].tolist()) for seed in range(20)}
+        assert len(dealt) > 10
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_a_rare_stratum_counts_as_much_as_a_common_one(self, seed):
+        """One person is ill in every fourth of 48 families of one to six."""
+        sizes = np.repeat(np.arange(1, 7), 8)
+        groups = np.repeat(np.arange(48), sizes)
+        ill = np.isin(np.arange(168), (np.cumsum(sizes) - sizes)[::4])
+        assert [ill[test].sum() for _, test in fold_indices(168, 4, seed, groups=groups, strata=ill)] == [3, 3, 3, 3]
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -54,6 +54,39 @@ class TestTail:
         null = np.random.default_rng(0).uniform(size=2000)
         assert 1e-7 < generalised_pareto_p(1.02, null) < 1e-3
 
+    @pytest.mark.parametrize("shape", [0.0, 0.2])
+    def test_of_a_generalised_pareto_distribution_is_its_own(self, shape):
+        distribution = stats.genpareto(shape)
+        observed = distribution.isf(1e-4)
+        found = [generalised_pareto_p(observed, distribution.rvs(size=5000, random_state=one)) for one in range(40)]
+        known = [one for one in found if one is not None]
+        assert len(known) >= 30
+        assert 0.7e-4 < np.median(known) < 1.5e-4
+
+    @pytest.mark.parametrize(
+        "distribution", [stats.uniform(), stats.beta(9, 9), stats.norm()], ids=lambda one: one.dist.name
+    )
+    def test_is_valid_where_the_tail_is_light(self, distribution):
+        """Such as that of a correlation, whose null distribution with n subjects is a beta."""
+        rng, p = np.random.default_rng(0), []
+        for seed in range(8000):
+            observed, null = distribution.rvs(random_state=rng), distribution.rvs(size=400, random_state=rng)
+            small = generalised_pareto_p(observed, null, seed)
+            p.append(p_value(observed, null) if small is None else small)
+        for level in (0.02, 0.005, 0.001, 1e-4):
+            assert (np.array(p) <= level).sum() <= stats.binom.ppf(0.999, 8000, level)
+
+    def test_is_asked_for_below_ten_exceedances_only(self):
+        null = np.random.default_rng(3).normal(size=1000)
+        tenth, ninth = np.sort(null)[[-10, -9]]
+        assert generalised_pareto_p(tenth, null) is None
+        assert generalised_pareto_p(ninth, null) == pytest.approx(9 / 1000, rel=0.3)
+
+    def test_is_the_same_again(self):
+        nulls = np.random.default_rng(0).standard_t(3, size=(40, 400))
+        first, second = ([generalised_pareto_p(12.0, null, 5) for null in nulls] for _ in range(2))
+        assert first == second
+
     def test_is_smaller_than_the_plain_count_where_that_can_say_no_more(self):
         null = np.random.default_rng(1).normal(size=1000)
         small = generalised_pareto_p(6.0, null)

@@ -42,6 +42,15 @@ class TestFinalFit:
         np.testing.assert_allclose(X.T @ fit.pattern, np.transpose(expected), atol=1e-8)
 
 
+@pytest.mark.parametrize("confounds", [False, True])
+def test_products_of_features_that_are_not_centred_do_as_well(confounds):
+    X, y, Z = simulate(30, 50)
+    Z = Z if confounds else None
+    raw, expected = final_fit(Gram(X @ X.T, 50), y, 2.0, Z), final_fit(gram(X), y, 2.0, Z)
+    np.testing.assert_allclose(raw.dual, expected.dual, atol=1e-8)
+    np.testing.assert_allclose(raw.fitted, expected.fitted, atol=1e-8)
+
+
 def test_the_pattern_of_nothing_is_nothing():
     X, y, _ = simulate(20, 30)
     fit = final_fit(gram(X), np.zeros_like(y), 1.0)

@@ -46,6 +46,7 @@ class Engines:
 
     def __init__(self, X: Gram | Float, subjects: list[str], alpha: Any) -> None:
         self.X, self.alpha = X, alpha
+        self.n_features = X.n_features if isinstance(X, Gram) else X.shape[1]
         self.place = {subject: number for number, subject in enumerate(subjects)}
         self._subjects: list[str] = []
         self._of_subjects: Inverses | Float

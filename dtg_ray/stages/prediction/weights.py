@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dtg_ray.config import PredictionConfig
 from dtg_ray.imaging.export import ALIGNED, MNI, map_image
 from dtg_ray.ledger import target_unit
 from dtg_ray.stages.prediction.cells import Engines
@@ -37,17 +38,27 @@ class Learnt:
     products: NDArray[np.float32]
 
 
-def learn(engines: Engines, target: Target, alpha: float) -> list[Learnt]:
-    """Fit a target to all who have a value.
+def learn(engines: Engines, target: Target, config: PredictionConfig) -> list[Learnt]:
+    """Fit a target to all who have a value; of several penalties with the median of those that the folds chose.
 
     Parameters
     ----------
     engines : Engines
     target : Target
-    alpha : float
-        Penalty.
+    config : PredictionConfig
+
+    Raises
+    ------
+    ValueError
+        When there can be no folds, or the penalty is too small.
     """
     X = engines.features(target)
+    if isinstance(config.alpha, str):
+        alpha = engines.n_features / len(target.subjects)
+    elif isinstance(config.alpha, tuple):
+        alpha = float(np.median(engines.engine(target, config.folds, config.seed).alphas(target.signs[0])))
+    else:
+        alpha = config.alpha
     features: Gram | NDArray[np.float64] = X.gram if isinstance(X, Inverses) else X
     fit: FinalFit = final_fit(features, target.signs.T, alpha, target.confounds)
     rows = [engines.place[subject] for subject in target.subjects]
