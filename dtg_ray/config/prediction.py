@@ -100,7 +100,9 @@ class PredictionConfig(Section):
     folds: int = Field(5, ge=2)
     fold_column: str | None = Field(None, description="the fold of everybody, in place of drawn ones")
     groups: str | None = Field(None, description="column whose members share a fold; `group`: families of the cohort")
-    stratify: bool = Field(False, description="classes, or fifths of a target, in equal shares in all folds")
+    stratify: bool = Field(
+        False, description="classes, or as many parts of a target by rank as folds, in equal shares in all folds"
+    )
     alpha: float | Literal["features/samples"] | tuple[float, ...] = Field(
         "features/samples", description="penalty; of several the one best by leave-one-out in each training fold"
     )

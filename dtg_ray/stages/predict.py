@@ -136,8 +136,17 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
     needs = Resources(_cpus(max(sizes.values())), memory=max(plan(book, feature).memory for feature in features))
     with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen:
         shares = 1 if options.scheduler == THREADS else chosen.places // len(features)
-        tasks = [_task(study, feature, in_common, shares, options) for feature in features]
+        tasks = [
+            _task(study, feature, in_common, shares if _by_products(book, feature) else 0, options)
+            for feature in features
+        ]
         dask.compute(*tasks, **chosen.arguments)
+
+
+def _by_products(book: ledger.Ledger, feature: str) -> bool:
+    """Whether the inner products of the subjects are needed, not the features themselves, which are few."""
+    features = Features(book.study, feature, members(book, feature))
+    return 0 < len(features.subjects) // 2 <= features.n_features
 
 
 def _task(study: Study, feature: str, in_common: list[str], shares: int, options: Options) -> Any:

@@ -7,7 +7,6 @@ prediction: `(X - Z G) w`, G being the regression of the features on Z in the tr
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,13 +48,20 @@ class Inverses:
         self._whole = gram
         self._rows = np.arange(len(gram.matrix)) if rows is None else rows
         self.n, self.n_features = len(self._rows), gram.n_features
-        kept = int(np.clip(CACHE_BYTES // (8 * self.n**2 + 1), 2, 64))
-        self.of = functools.lru_cache(kept)(self._invert)
+        self.kept: dict[float, Float] = {}
 
     @property
     def gram(self) -> Gram:
         """Inner products of these subjects: made when they are asked for, where they are not everybody's."""
         return self._whole.subset(self._rows)
+
+    def of(self, alpha: float) -> Float:
+        """The inverse for an alpha, (n, n)."""
+        if alpha not in self.kept:
+            if len(self.kept) >= np.clip(CACHE_BYTES // (8 * self.n**2 + 1), 2, 64):
+                del self.kept[next(iter(self.kept))]
+            self.kept[alpha] = self._invert(alpha)
+        return self.kept[alpha]
 
     def _invert(self, alpha: float) -> Float:
         """The inverse, (n, n), from one Cholesky factorisation."""

@@ -21,7 +21,7 @@ from sklearn.model_selection import KFold
 from dtg_ray import Study, ledger
 from dtg_ray.errors import ConfigError, StudyError
 from dtg_ray.stages import pipeline, predict
-from dtg_ray.stages.prediction import cells, features
+from dtg_ray.stages.prediction import cells, features, people
 from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
 from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES, table_name
@@ -406,6 +406,13 @@ class TestWeights:
         table = pd.read_parquet(folder / "sex_M_connectome.parquet")
         assert len(table) == study.n_rois * (study.n_rois - 1) // 2
         assert list(table.columns) == ["roi_a", "roi_b", "weights", "pattern"]
+
+
+def test_codes_of_classes_stay_apart_however_long_they_are() -> None:
+    """A column with a missing value holds whole numbers as floats."""
+    assert [people._label(code) for code in (4123006.0, 4123007.0, 1.0, 1.5, "a", 2)] == [
+        *("4123006", "4123007", "1", "1.5", "a", "2")
+    ]
 
 
 class TestBadInput:

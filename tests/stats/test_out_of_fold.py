@@ -349,14 +349,14 @@ class TestInverses:
                 folds = fold_indices(60, 4, seed)
                 shared = OutOfFold(inverses, folds, confounds=confounds).predict(y[None])
                 np.testing.assert_array_equal(shared, OutOfFold(X, folds, confounds=confounds).predict(y[None]))
-        assert inverses.of.cache_info().misses == 1
+        assert len(inverses.kept) == 1
 
     def test_are_one_for_each_alpha(self):
         X, y, _ = simulate(60, 90)
         inverses = Inverses(gram(X))
         folds = some_folds("unequal", 60)
         OutOfFold(inverses, folds).predict(y[None])
-        assert inverses.of.cache_info().misses == len({len(train) for train, _ in folds}) == 3
+        assert len(inverses.kept) == len({len(train) for train, _ in folds}) == 3
 
     def test_are_those_of_numpy(self):
         X, _, _ = simulate(30, 50)

@@ -160,7 +160,7 @@ class Features:
         array = self.study.storage.open_array(part.store, part.array)
         span = int(self.rows.max() - self.rows.min()) + 1
         chunk = array.chunks[-1]
-        width = max(1, SLAB_BYTES // (2 * span * chunk)) * chunk
+        width = max(1, SLAB_BYTES // (array.dtype.itemsize * span * chunk)) * chunk
         for start in range(0, array.shape[-1], width):
             first, last = np.searchsorted(part.columns, [start, start + width])
             if first < last:
@@ -180,7 +180,7 @@ class Features:
             for piece, stored in _one_ahead(ahead, self._read, pieces):
                 for start in range(0, len(piece.columns), width):
                     columns = piece.columns[start : start + width]
-                    X = stored[rows][:, _index(columns - piece.columns[0])].astype(np.float32)  # (n, w)
+                    X = stored[:, _index(columns - piece.columns[0])][rows].astype(np.float32)  # (n, w)
                     self._check(piece.part, X)
                     yield piece, columns, X
 

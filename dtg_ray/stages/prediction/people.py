@@ -180,7 +180,9 @@ def target_of(study: Study, name: str, subjects: Sequence[str]) -> Target | str:
     table = study.people.loc[list(subjects)]
     needed = [name, *config.confounds_of(name), *(column for column in (config.within, config.fold_column) if column)]
     values = table[name].astype("float64") if kind == "regression" else table[name]
-    known = table[needed].notna().all(axis=1).to_numpy() & ~np.isin(values.to_numpy(), [np.inf, -np.inf])
+    known = table[needed].notna().all(axis=1).to_numpy()
+    if kind == "regression":
+        known &= ~np.isinf(values.to_numpy())
     table, values = table[known], values[known]
     numbers, classes = values.to_numpy(), tuple[str, ...]()
     if kind == "classification":
@@ -218,7 +220,7 @@ def _unusable(name: str, values: NDArray, classes: tuple[str, ...], n_folds: int
 
 def _label(value: object) -> str:
     """A class as text: 1.0 of a column with missing values is 1."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _confounds(table: pd.DataFrame, names: Sequence[str]) -> NDArray[np.float64] | None:

@@ -114,9 +114,14 @@ class _Predicted:
 
     @property
     def predicted(self) -> NDArray[np.float64]:
-        """(n,) predictions, or (n, C) decision values."""
+        """(n,) predictions, or (n, C) decision values, less their mean and in units of their standard deviation.
+
+        The figures do not depend on either; but exchanged predictions of different scales would be a third kind.
+        """
         columns = [f"{DECISION}{name}" for name in self.classes]
-        return np.asarray(self.table[columns or "predicted"].to_numpy(dtype=np.float64))
+        values = np.asarray(self.table[columns or "predicted"].to_numpy(dtype=np.float64))
+        spread = values.std(axis=0)
+        return np.asarray((values - values.mean(axis=0)) / np.where(spread > 0, spread, 1))
 
     @property
     def classes(self) -> list[str]:
