@@ -182,7 +182,7 @@ def target_of(study: Study, name: str, subjects: Sequence[str]) -> Target | str:
     values = table[name].astype("float64") if kind == "regression" else table[name]
     known = table[needed].notna().all(axis=1).to_numpy()
     if kind == "regression":
-        known &= ~np.isinf(values.to_numpy())
+        known = known & ~np.isinf(values.to_numpy())
     table, values = table[known], values[known]
     numbers, classes = values.to_numpy(), tuple[str, ...]()
     if kind == "classification":
