@@ -210,7 +210,7 @@ def predict(root: str, n: int, missing: int = 0) -> dict[str, Any]:
     config = study.config.prediction.model_copy(update={"permutations": 0})
     predict_target(engines, target, exchange, everybody, config, clock)
     none, parts = time.perf_counter() - begin, dict(clock.seconds)
-    engines.forget()
+    engines = Engines(engines.X, subjects, config.alpha)  # nothing is left of the first time
     config = study.config.prediction.model_copy(update={"permutations": N_PERMUTATIONS})
     begin = time.perf_counter()
     found = predict_target(engines, target, exchange, everybody, config, clock)

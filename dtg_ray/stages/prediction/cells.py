@@ -51,10 +51,6 @@ class Engines:
         self._subjects: list[str] = []
         self._of_subjects: Inverses | Float
 
-    def forget(self) -> None:
-        """Give back the memory of the last subjects."""
-        self._subjects, self._of_subjects = [], np.empty((0, 0))
-
     def engine(self, target: Target, n_folds: int, seed: int) -> OutOfFold:
         """Ridge for a target, whose folds are drawn from a seed.
 
