@@ -6,6 +6,7 @@ import contextlib
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,14 @@ def lasting(name: str, data: bytes) -> bytes:
     if not name.endswith("history.parquet"):
         return data
     return pd.read_parquet(io.BytesIO(data)).drop(columns=["seconds", "waiting", "ended"]).to_json().encode()
+
+
+def wait_for(root: Path, pattern: str, count: int = 1) -> None:
+    """Wait until files appear; fail when they never do."""
+    deadline = time.monotonic() + 240
+    while len(list(root.glob(pattern))) < count:
+        assert time.monotonic() < deadline, f"no {pattern} below {root}"
+        time.sleep(0.01)
 
 
 def checked(done: subprocess.CompletedProcess[str], code: int | None) -> subprocess.CompletedProcess[str]:

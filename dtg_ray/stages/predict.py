@@ -32,14 +32,14 @@ from dtg_ray.stages.prediction import people
 from dtg_ray.stages.prediction.cells import Engines, predict_repeatedly, predict_target
 from dtg_ray.stages.prediction.clock import Clock
 from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members, parts
-from dtg_ray.stages.prediction.gram import gram_sum
+from dtg_ray.stages.prediction.gram import gram_sum, precision
 from dtg_ray.stages.prediction.people import Target, target_of
 from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
 from dtg_ray.stages.prediction.scores import summarise, table_name
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
-from dtg_ray.stats.gram import Gram, GramSum
+from dtg_ray.stats.gram import Gram, GramSum, gram
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import write_table
 from dtg_ray.study import PEOPLE, Study
@@ -115,13 +115,18 @@ def plan(book: ledger.Ledger, feature: str) -> Plan:
         return Plan(account.stage, units, len(pending), 0, waiting=waiting)
     features = Features(study, feature, members(book, feature))
     n, p = len(features.subjects), features.n_features
-    return Plan(account.stage, units, len(pending), n, 2 * n * p, memory=memory(n, p), cpus=_cpus(n))
+    needed = memory(n, p, study.config.prediction.alpha)
+    return Plan(account.stage, units, len(pending), n, 2 * n * p, memory=needed, cpus=_cpus(n))
 
 
-def memory(n: int, n_features: int) -> int:
-    """Bytes that predicting from features of n subjects takes: four matrices, or one and what is read meanwhile."""
-    read = min(2 * n * n_features, 6 * 2**30) + COLUMN_BYTES
-    return 2**28 + max(4 * 8 * n * n, 12 * n * n + read)
+def memory(n: int, n_features: int, alpha: object) -> int:
+    """Bytes that predicting from features of n subjects takes.
+
+    Four (n, n) matrices, or one and what is read meanwhile; eight where folds keep their eigenvectors, to choose alpha.
+    """
+    read = min(2 * n * n_features, 6 * 2**30) + 2 * COLUMN_BYTES
+    matrices = 8 if isinstance(alpha, tuple) else 4
+    return 2**28 + max(matrices * 8 * n * n, 12 * n * n + read)
 
 
 def _cpus(n: int) -> int:
@@ -133,6 +138,7 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
     study = book.study
     sizes = {feature: len(members(book, feature)) for feature in features}
     in_common = _common(book)
+    _say(_about_comparisons(book, in_common), options)
     needs = Resources(_cpus(max(sizes.values())), memory=max(plan(book, feature).memory for feature in features))
     with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen:
         shares = 1 if options.scheduler == THREADS else chosen.places // len(features)
@@ -144,9 +150,9 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
 
 
 def _by_products(book: ledger.Ledger, feature: str) -> bool:
-    """Whether the inner products of the subjects are needed, not the features themselves, which are few."""
+    """Whether the features are too many to be kept, and the inner products of subjects are added up in their place."""
     features = Features(book.study, feature, members(book, feature))
-    return 0 < len(features.subjects) // 2 <= features.n_features
+    return 0 < len(features.subjects) <= features.n_features
 
 
 def _task(study: Study, feature: str, in_common: list[str], shares: int, options: Options) -> Any:
@@ -158,15 +164,29 @@ def _task(study: Study, feature: str, in_common: list[str], shares: int, options
 
 
 def _common(book: ledger.Ledger) -> list[str]:
-    """Who has the features of all sets that are compared, in the order of the cohort."""
-    having = [set(members(book, feature)) for feature in book.study.config.feature_sets()]
+    """Who has the features of all sets that are compared, in the order of the cohort; sets of nobody are not."""
+    having = [these for feature in book.study.config.feature_sets() if (these := set(members(book, feature)))]
     return [subject for subject in book.study.cohort["subject"] if all(subject in these for these in having)]
+
+
+def _about_comparisons(book: ledger.Ledger, in_common: Sequence[str]) -> list[str]:
+    """What to say of feature sets that cannot be compared with each other."""
+    if not ledger.compares(book.study):
+        return []
+    empty = [feature for feature in book.study.config.feature_sets() if not members(book, feature)]
+    lines = [f"predict: nobody has the features of {', '.join(empty)}"] if empty else []
+    needed = 2 * book.study.config.prediction.folds
+    if len(in_common) < needed:
+        told = f"got {len(in_common)} people who have all of them, expected at least {needed}"
+        lines.append(f"predict: feature sets are not compared: {told}")
+    return lines
 
 
 def gram_share(uri: str, feature: str, number: int, shares: int) -> GramSum:
     """The products of every `shares`-th piece of a feature set."""
-    features = Features(Study(uri), feature, members(ledger.Ledger(Study(uri)), feature))
-    return gram_sum(features, features.pieces()[number::shares])
+    study = Study(uri)
+    features = Features(study, feature, members(ledger.Ledger(study), feature))
+    return gram_sum(features, features.pieces()[number::shares], dtype=precision(study.config.prediction.alpha))
 
 
 def predict_feature(uri: str, feature: str, in_common: list[str], quiet: bool, sums: Sequence[GramSum]) -> None:
@@ -226,11 +246,11 @@ class _Work:
     def _target(self, unit: str) -> Target | str:
         name = self._name(unit)
         if name.endswith(COMMON):
-            return target_of(self.study, name.removesuffix(COMMON), self.in_common)
+            return target_of(self.study, name.removesuffix(COMMON), self.in_common if self.subjects else [])
         return target_of(self.study, name, self.subjects)
 
     def _engines(self, sums: Sequence[GramSum]) -> Engines:
-        """The features, as inner products or, where they are fewer than subjects, as they are."""
+        """The features, as inner products or, where they are far fewer than subjects, as they are."""
         features, config = Features(self.study, self.feature, self.subjects), self.study.config.prediction
         X: Gram | NDArray[np.float64]
         if sums:
@@ -238,11 +258,13 @@ class _Work:
             for other in sums:
                 total.merge(other)
             X = total.gram()
-        elif features.n_features < len(self.subjects) // 2:
+        elif features.n_features < len(self.subjects):
             with self.clock("read"):
                 X = features.matrix()
+            if features.n_features >= len(self.subjects) // 2:
+                X = gram(X)
         else:
-            X = gram_sum(features, features.pieces(), self.clock).gram()
+            X = gram_sum(features, features.pieces(), self.clock, dtype=precision(config.alpha)).gram()
         return Engines(X, self.subjects, config.alpha)
 
     def _predict(self, engines: Engines, unit: str, target: Target) -> Row:
@@ -262,6 +284,8 @@ class _Work:
 
     def _commit(self, unit: str, work: Callable[[], Row]) -> None:
         """Do one target and write its receipt: from here on it is done."""
+        if self.receipts.holding(unit, self.account.owed[unit]):
+            return  # another driver was faster
         begin, attempt = time.perf_counter(), self.receipts.withdraw(unit)
         row = work()
         row.fingerprint = str(self.account.owed[unit][row.subject])

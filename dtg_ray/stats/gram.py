@@ -105,6 +105,10 @@ class GramSum:
         self.n_features += n_features
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: not what the last products were put in."""
+        return self.__dict__ | {"_product": np.empty((0, 0), dtype=np.float32)}
+
     def gram(self) -> Gram:
         """The whole matrix; nothing can be added afterwards."""
         matrix, self._sum, self._product = self._sum, np.empty((0, 0)), np.empty((0, 0), dtype=np.float32)

@@ -58,14 +58,20 @@ class Inverses:
     def of(self, alpha: float) -> Float:
         """The inverse for an alpha, (n, n)."""
         if alpha not in self.kept:
-            if len(self.kept) >= np.clip(CACHE_BYTES // (8 * self.n**2 + 1), 2, 64):
+            if len(self.kept) >= self.limit:
                 del self.kept[next(iter(self.kept))]
             self.kept[alpha] = self._invert(alpha)
         return self.kept[alpha]
 
+    @property
+    def limit(self) -> int:
+        """How many inverses are kept."""
+        return int(np.clip(CACHE_BYTES // (8 * self.n**2 + 1), 2, 64))
+
     def _invert(self, alpha: float) -> Float:
         """The inverse, (n, n), from one Cholesky factorisation."""
-        matrix = centred(self.gram.matrix)
+        gram = self.gram
+        matrix = centred(gram.matrix, overwrite=gram is not self._whole)
         matrix.flat[:: len(matrix) + 1] += alpha
         # the transpose of a symmetric C-ordered matrix is itself in LAPACK's order: no copy
         _, failed = dpotrf(matrix.T, lower=0, overwrite_a=1, clean=0)
@@ -85,10 +91,10 @@ class _HeldOut:
     ----------
     rows : slice or (n,) int64
         Who is in the fold at all.
-    test : (t,) int64
-        Who of these is tested.
-    inverse : (n, n) float64
-        M^-1, shared with other folds.
+    inverse : (n, n) or (t, n) float64
+        M^-1, shared with other folds; or its rows of the tested alone, where folds have many alphas.
+    at : (t,) int64 or slice
+        Its rows of the tested.
     weighted, of_confounds : (t, q), (q, n) float64
         What takes the confounds out: S_T = M^-1_T - weighted of_confounds.
     factor
@@ -96,8 +102,8 @@ class _HeldOut:
     """
 
     rows: slice | NDArray[np.int64]
-    test: NDArray[np.int64]
     inverse: Float
+    at: slice | NDArray[np.int64]
     weighted: Float
     of_confounds: Float
     factor: tuple[Float, bool]
@@ -105,7 +111,7 @@ class _HeldOut:
     def residual(self, targets: Float) -> Float:
         """What the fit to all others leaves of the test subjects' targets, (t, B)."""
         values = targets[self.rows]
-        right = self.inverse[self.test] @ values - self.weighted @ (self.of_confounds @ values)
+        right = self.inverse[self.at] @ values - self.weighted @ (self.of_confounds @ values)
         return np.asarray(cho_solve(self.factor, right, overwrite_b=True, check_finite=False))
 
 
@@ -128,13 +134,16 @@ class HoldOut:
 
     def __init__(self, inverses: Inverses, adjustment: Adjustment, alphas: Sequence[float]) -> None:
         self.adjustment = adjustment
-        self._folds = [self._fold(inverses, part, alpha) for part, alpha in zip(adjustment.parts, alphas, strict=True)]
+        shared, folds = len(set(alphas)) <= inverses.limit, dict[int, _HeldOut]()
+        for number in np.argsort(alphas, kind="stable"):  # those of one alpha after each other
+            folds[number] = self._fold(inverses, adjustment.parts[number], alphas[number], shared)
+        self._folds = [folds[number] for number in range(len(alphas))]
 
-    def _fold(self, inverses: Inverses, part: Part, alpha: float) -> _HeldOut:
+    def _fold(self, inverses: Inverses, part: Part, alpha: float, shared: bool) -> _HeldOut:
         basis = self.adjustment.basis
         rows, test = _members(part, len(basis))
         if not isinstance(rows, slice):
-            basis, inverses = basis[rows], Inverses(inverses.gram, rows)
+            basis, inverses, shared = basis[rows], Inverses(inverses.gram, rows), False
         inverse = inverses.of(alpha)
         weighted = inverse @ basis  # (n, q)
         of_confounds = np.asarray(np.linalg.solve(basis.T @ weighted, weighted.T), dtype=np.float64)  # (q, n)
@@ -143,7 +152,8 @@ class HoldOut:
             factor = cho_factor(held_out, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError as error:
             raise not_positive(alpha) from error
-        return _HeldOut(rows, test, inverse, weighted[test], of_confounds, factor)
+        kept, at = (inverse, test) if shared else (inverse[test], slice(None))
+        return _HeldOut(rows, kept, at, weighted[test], of_confounds, factor)
 
     def __call__(self, targets: Float) -> Float:
         """What the features add, see `Solver`."""
@@ -272,10 +282,10 @@ def _members(part: Part, n: int) -> tuple[NDArray[np.int64] | slice, NDArray[np.
     return (slice(None), part.test) if len(rows) == n else (rows, np.searchsorted(rows, part.test))
 
 
-def centred(matrix: NDArray[np.floating]) -> Float:
-    """Inner products of rows less their mean, written out: (a - c)(b - c) = ab - ac - cb + cc; a copy."""
+def centred(matrix: NDArray[np.floating], *, overwrite: bool = False) -> Float:
+    """Inner products of rows less their mean, written out: (a - c)(b - c) = ab - ac - cb + cc; a copy by default."""
     means = matrix.mean(axis=0, dtype=np.float64)
-    result = matrix.astype(np.float64)
+    result = matrix.astype(np.float64, copy=not overwrite)
     for start in range(0, len(result), LINES):
         result[start : start + LINES] -= means + (means[start : start + LINES, None] - means.mean())
     return result

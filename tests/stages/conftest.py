@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dtg_ray.cohort.simulate import simulate
+from small_disk import Disk
 from stage_tools import COHORT, SETTINGS, Arrays, Tools, lasting
 
 Shared = Callable[[str, Callable[[Path], None]], Path]
@@ -73,3 +75,19 @@ def arrays() -> Arrays:
         }
 
     return read
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of 64 MiB, where mounting is allowed."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(root)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs a file system of its own, mount said: {mounted.stderr.strip()}")
+    try:
+        yield Disk(root)
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)

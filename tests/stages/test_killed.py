@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stage_tools import Arrays, Tools
+from stage_tools import Arrays, Tools, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def wait_for(root: Path, pattern: str, count: int = 1) -> None:
-    """Wait until files appear; fail when they never do."""
-    deadline = time.monotonic() + 240
-    while len(list(root.glob(pattern))) < count:
-        assert time.monotonic() < deadline, f"no {pattern} below {root}"
-        time.sleep(0.01)
 
 
 def kill_when(tools: Tools, root: Path, pattern: str) -> dict[Path, bytes]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,98 +9,37 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from numpy.testing import assert_allclose
 from scipy import stats
-from sklearn.linear_model import LinearRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import LinearRegression, Ridge, RidgeClassifier, RidgeCV
 from sklearn.model_selection import KFold
 
 from dtg_ray import Study, ledger
 from dtg_ray.errors import ConfigError, StudyError
-from dtg_ray.stages import pipeline, predict
-from dtg_ray.stages.prediction import cells, features, people
+from dtg_ray.stages import predict
+from dtg_ray.stages.prediction import features, people
 from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
-from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES, table_name
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES
 from dtg_ray.stats.permutation import Exchangeability
 from dtg_ray.store.arrays import write
-from dtg_ray.store.receipts import Receipts
 from dtg_ray.store.tables import read_table
-from dtg_ray.study import PEOPLE
-
-QUIET = Options(quiet=True)
-SETTINGS: dict[str, Any] = {
-    "subjects": "all",
-    "permutations": 20,
-    "folds": 3,
-    "repeats": 2,
-    "targets": {"network_score": {}, "sex": {"kind": "classification"}},
-    "features": ["synthetic:linear", "connectome"],
-}
-Make = Callable[..., Study]
+from prediction_tools import (
+    QUIET,
+    Make,
+    change,
+    copier,
+    matrix,
+    reasons,
+    result,
+    set_phenotypes,
+)
 
 
 @pytest.fixture
 def make(finished: Path, tmp_path: Path) -> Make:
     """A copy of the finished study, not predicted yet, with other settings of `prediction`."""
-
-    def copied(**settings: Any) -> Study:
-        root = tmp_path / f"study-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(finished, root, ignore=shutil.ignore_patterns("prediction", "predict", "scores.parquet"))
-        return change(Study(str(root)), **{**SETTINGS, **settings})
-
-    return copied
-
-
-def change(study: Study, **settings: Any) -> Study:
-    path = Path(study.uri) / "study.yaml"
-    document = yaml.safe_load(path.read_text())
-    document["prediction"] = {**document["prediction"], **settings}
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return Study(study.uri)
-
-
-def set_phenotypes(study: Study, **columns: Any) -> Study:
-    path = Path(study.uri) / "phenotypes.parquet"
-    pd.read_parquet(path).assign(**columns).to_parquet(path, index=False)
-    return Study(study.uri)
-
-
-def everything(study: Study) -> dict[str, bytes]:
-    root = Path(study.uri)
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root / "prediction").rglob("*.*"))}
-
-
-def attempts(study: Study) -> dict[str, int]:
-    """How often each target was done, by stage and target."""
-    found = {}
-    for stage in ledger.stages(study):
-        if stage.startswith("predict/"):
-            rows = Receipts(study.storage, stage).read(Receipts(study.storage, stage).units())
-            found |= {f"{stage}:{who}": n for who, n in zip(rows["subject"], rows["attempt"], strict=True)}
-    return found
-
-
-def reasons(study: Study) -> dict[str, str]:
-    """Why targets were excluded."""
-    rows = pd.concat([ledger.account(study, stage).rows for stage in ledger.stages(study) if "predict/" in stage])
-    rows = rows[rows["status"] == "excluded"]
-    return dict(zip(rows["subject"], rows["message"], strict=True))
-
-
-def result(study: Study, feature: str, what: str, target: str) -> pd.DataFrame:
-    return read_table(study.storage, table_name(feature, what, target))
-
-
-def matrix(study: Study, feature: str, subjects: list[str]) -> np.ndarray:
-    """Features as plain numpy reads them, (n, p)."""
-    rows = study.positions(subjects)
-    if feature == "connectome":
-        return study.storage.open_zarr("connectomes.zarr")["roi_connectome"][:][rows].astype(np.float64)
-    maps = study.measured() if feature.startswith("measured") else study.synthetic(feature.split(":")[1])
-    chosen = maps.to_numpy() if feature.count(":") < 2 else maps.sel(contrast=[feature.split(":")[2]]).to_numpy()
-    return np.concatenate(list(chosen[:, rows][:, :, study.grey_matter].astype(np.float64)), axis=1)
+    return copier(finished, tmp_path)
 
 
 class TestFeatures:
@@ -209,6 +145,21 @@ class TestScores:
             null = result(study, feature, "nulls", "network_score")
             assert len(null) == 20
             assert scores["p"] == pytest.approx((1 + (null["r"] >= scores["r"]).sum()) / 21)
+
+    @pytest.mark.parametrize("alpha", [1e-3, [1e-3, 1e-2]])
+    def test_of_a_small_penalty_are_those_of_scikit_learn(self, make: Make, alpha: Any) -> None:
+        """What single precision rounds off would be larger than such a penalty."""
+        study = make(alpha=alpha, features=["synthetic:linear"], targets=["noise_score"])
+        predict.run(study, QUIET)
+        subjects = members(ledger.Ledger(study), "synthetic:linear")
+        X, y = matrix(study, "synthetic:linear", subjects), study.people.loc[subjects, "noise_score"].to_numpy(float)
+        X -= X.mean(axis=0)
+        expected = np.empty(len(y))
+        for train, test in KFold(3, shuffle=True, random_state=42).split(X):
+            model = Ridge(alpha=alpha) if isinstance(alpha, float) else RidgeCV(alphas=alpha)
+            expected[test] = model.fit(X[train], y[train]).predict(X[test])
+        predicted = result(study, "synthetic:linear", "predictions", "noise_score")["predicted"]
+        assert_allclose(predicted, expected, atol=1e-8 * y.std())
 
     def test_of_classes_are_those_of_scikit_learn(self, make: Make) -> None:
         study = make()
@@ -413,225 +364,3 @@ def test_codes_of_classes_stay_apart_however_long_they_are() -> None:
     assert [people._label(code) for code in (4123006.0, 4123007.0, 1.0, 1.5, "a", 2)] == [
         *("4123006", "4123007", "1", "1.5", "a", "2")
     ]
-
-
-class TestBadInput:
-    def test_a_constant_target_is_left_out_by_name(self, make: Make) -> None:
-        study = set_phenotypes(make(targets=["constant", "network_score"]), constant=1.0)
-        rows = predict.run(study, QUIET)
-        assert reasons(study)["constant"] == "constant: got nothing but 1 of 24 subjects, expected a target that varies"
-        assert set(rows.loc[rows["subject"] == "network_score", "status"]) == {"done"}
-        assert set(read_table(study.storage, SCORES)["target"]) == {"network_score"}
-
-    def test_a_class_smaller_than_the_folds_is_left_out(self, make: Make) -> None:
-        study = make(targets={"kind": {"kind": "classification"}})
-        study = set_phenotypes(study, kind=["a"] * 22 + ["b"] * 2)
-        predict.run(study, QUIET)
-        assert reasons(study)["kind"] == "kind: got 2 subjects of class b, expected at least 3, one for each fold"
-
-    def test_fewer_subjects_than_folds_are_left_out(self, make: Make) -> None:
-        study = set_phenotypes(make(targets=["rare"]), rare=[1.0, 2.0] + [np.nan] * 22)
-        predict.run(study, QUIET)
-        assert reasons(study)["rare"] == "rare: got 2 subjects with all that is needed, expected at least 6"
-
-    def test_text_is_no_number(self, make: Make) -> None:
-        study = set_phenotypes(make(targets=["word"]), word=["low"] * 24)
-        with pytest.raises(ConfigError, match=r"word: got 'low' of sub-0001, expected numbers"):
-            predict.run(study, QUIET)
-
-    def test_an_unknown_column_is_named(self, make: Make) -> None:
-        with pytest.raises(ConfigError, match=r"got no column nothing, nowhere, expected some of age"):
-            predict.run(make(targets=["nothing"], confounds=["nowhere", "age"]), QUIET)
-
-    def test_a_group_in_two_folds(self, make: Make) -> None:
-        study = make(fold_column="fold", groups="family", targets=["network_score"])
-        study = set_phenotypes(study, fold=[0, 1] * 12, family=["f"] * 2 + [str(one) for one in range(22)])
-        with pytest.raises(ConfigError, match="got group f in fold 0 and in another one"):
-            predict.run(study, QUIET)
-
-    def test_fewer_groups_than_folds_are_left_out(self, make: Make) -> None:
-        study = set_phenotypes(make(groups="site", targets=["network_score"]), site=["x", "y"] * 12)
-        predict.run(study, QUIET)
-        assert reasons(study)["network_score"] == "network_score: got 2 groups for 3 folds, expected at least as many"
-
-    def test_a_confound_that_does_not_vary_in_training(self, make: Make) -> None:
-        study = make(confounds=["only"], targets=["network_score"])
-        study = set_phenotypes(study, only=[1.0] + [0.0] * 23)
-        predict.run(study, QUIET)
-        assert "confounds of which one is constant or follows from others" in reasons(study)["network_score"]
-
-    def test_a_whole_block_in_two_blocks(self, make: Make) -> None:
-        study = make(within="site", whole="family", targets=["network_score"])
-        study = set_phenotypes(study, site=["x", "y"] * 12, family=["f"] * 24)
-        with pytest.raises(ConfigError, match="got block family=f in two blocks"):
-            predict.run(study, QUIET)
-
-    def test_families_in_several_folds_of_equal_shares(self, make: Make) -> None:
-        study = set_phenotypes(make(stratify=True, whole="family", targets=["network_score"]), family=["f"] * 24)
-        predict.run(study, QUIET)
-        assert "got block family=f in two blocks of `within`, or in two folds" in reasons(study)["network_score"]
-
-    def test_nobody_with_the_features(self, make: Make) -> None:
-        """All maps of one contrast are missing."""
-        study = make(features=["measured:MOTOR_LH"], targets=["network_score"], subjects="unseen", folds=12)
-        predict.run(study, QUIET)
-        assert "expected at least 24" in reasons(study)["network_score"]
-
-
-class TestTables:
-    def write(self, path: Path, study: Study, **columns: Any) -> str:
-        names = [name.removeprefix("sub-") for name in study.cohort["subject"]]
-        pd.DataFrame({"eid": [*names[1:], "9999999"], **columns}).to_csv(path, index=False)
-        return str(path)
-
-    def test_are_read_by_column_and_who_is_missing_is_counted_and_listed(
-        self, make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        study = make()
-        values = np.arange(24.0)
-        path = self.write(tmp_path / "more.csv", study, extra=values, unused=values)
-        study = change(study, tables=[path], targets=["extra"])
-        predict.run(study, Options())
-        table = read_table(study.storage, "prediction/left_out.parquet").set_index("subject")["reason"]
-        first = study.cohort["subject"].iloc[0]
-        assert table.to_dict() == {
-            "9999999": "in the tables, but not in the study",
-            first: "in the study, but in no table",
-        }
-        assert "1 people are not in the study, 1 of the study are in no table" in "".join(capfd.readouterr())
-        people = read_table(study.storage, "prediction/people.parquet")
-        assert list(people.columns) == ["subject", "extra"]
-        done = result(study, "connectome", "predictions", "extra").set_index("subject")["actual"]
-        assert done.tolist() == values[:-1].tolist()
-        assert first not in done.index
-
-    def test_stand_over_the_phenotypes_of_the_study(self, make: Make, tmp_path: Path) -> None:
-        study = make()
-        path = self.write(tmp_path / "more.csv", study, age=np.arange(24.0))
-        study = change(study, tables=[path], targets=["age"])
-        predict.run(study, QUIET)
-        assert Study(study.uri).people["age"].iloc[1] == 0
-        assert Study(study.uri).people["sex"].notna().all()
-
-    def test_a_new_value_redoes_its_target_alone(self, make: Make, tmp_path: Path) -> None:
-        study = make()
-        path = tmp_path / "more.csv"
-        self.write(path, study, one=np.arange(24.0), two=np.arange(24.0) ** 2)
-        study = change(study, tables=[str(path)], targets=["one", "two"], features=["connectome"])
-        predict.run(study, QUIET)
-        self.write(path, study, one=np.arange(24.0), two=np.arange(24.0) ** 3)
-        predict.run(Study(study.uri), QUIET)
-        assert attempts(study) == {"predict/connectome:one": 1, "predict/connectome:two": 2}
-
-
-class TestBeforeAnythingElse:
-    """`dtg run` finds what is wrong with `prediction:` before it computes anything."""
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"targets": ["nothing"]}, "got no column nothing, expected some of"),
-            ({"mask": "nowhere.nii.gz"}, "prediction: mask .*nowhere.nii.gz"),
-            ({"tables": ["nowhere.csv"]}, "nowhere.csv: got no such file"),
-        ],
-    )
-    def test_mistakes_are_found(self, make: Make, settings: dict[str, Any], message: str) -> None:
-        study = make(**settings)
-        shutil.rmtree(Path(study.uri) / "receipts")
-        with pytest.raises(ConfigError, match=message):
-            pipeline.run(Study(study.uri), QUIET)
-        assert not (Path(study.uri) / "receipts").exists()
-
-    def test_a_plan_needs_no_table_to_be_read(self, make: Make, tmp_path: Path, capsys: Any) -> None:
-        more = pd.DataFrame({"subject": ["sub-0001"], "more": [1.0]})
-        more.to_csv(tmp_path / "more.csv", index=False)
-        study = make(tables=[str(tmp_path / "more.csv")], targets=["more"])
-        predict.run(study, Options(dry_run=True))
-        assert "predict/connectome: 2 of 2 to do" in capsys.readouterr().out
-        assert not study.storage.exists(PEOPLE)
-
-
-class TestAgain:
-    def test_nothing_is_done_twice(self, make: Make) -> None:
-        study = make()
-        predict.run(study, QUIET)
-        before = everything(study)
-        predict.run(Study(study.uri), QUIET)
-        assert everything(study) == before
-        assert set(attempts(study).values()) == {1}
-
-    def test_goes_on_after_the_last_target_that_was_done(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = {"targets": ["age", "network_score", "noise_score"], "features": ["connectome", "synthetic:linear"]}
-        undisturbed, study = make(**settings), make(**settings)
-        predict.run(undisturbed, QUIET)
-        real, calls = cells.null_distributions, iter(range(100))
-
-        def dies(*arguments: Any) -> Any:
-            if next(calls) == 2:
-                raise KeyboardInterrupt
-            return real(*arguments)
-
-        monkeypatch.setattr(cells, "null_distributions", dies)
-        with pytest.raises(KeyboardInterrupt):
-            predict.run(study, QUIET)
-        monkeypatch.undo()
-        there = attempts(study)
-        assert 0 < len(there) < len(attempts(undisturbed))
-        predict.run(Study(study.uri), QUIET)
-        assert everything(study) == everything(undisturbed)
-        assert {name: attempts(study)[name] for name in there} == there, "what was done was not done again"
-
-    def test_another_target_leaves_the_others_as_they_are(self, make: Make) -> None:
-        study = make(features=["connectome"], targets=["network_score"])
-        predict.run(study, QUIET)
-        study = change(study, targets=["network_score", "age"])
-        predict.run(study, QUIET)
-        assert attempts(study) == {"predict/connectome:network_score": 1, "predict/connectome:age": 1}
-        assert set(read_table(study.storage, SCORES)["target"]) == {"network_score", "age"}
-
-    def test_another_confound_redoes_its_target_alone(self, make: Make) -> None:
-        study = make(features=["connectome"], targets={"network_score": {}, "noise_score": {}})
-        predict.run(study, QUIET)
-        study = change(study, targets={"network_score": {"confounds": ["age"]}, "noise_score": {}})
-        predict.run(study, QUIET)
-        assert attempts(study) == {"predict/connectome:network_score": 2, "predict/connectome:noise_score": 1}
-
-    def test_a_name_of_any_characters_is_one_of_a_file(self, make: Make) -> None:
-        study = set_phenotypes(make(targets=["a/b c: 21003-2.0"]), **{"a/b c: 21003-2.0": np.arange(24.0)})
-        predict.run(study, QUIET)
-        assert read_table(study.storage, SCORES)["target"].tolist() == ["a/b c: 21003-2.0"] * 2
-
-
-class TestSchedulers:
-    """Wherever tasks run, the same bytes come out."""
-
-    @pytest.fixture
-    def expected(self, make: Make) -> dict[str, bytes]:
-        study = make()
-        predict.run(study, QUIET)
-        return everything(study)
-
-    def test_ray(self, make: Make, expected: dict[str, bytes]) -> None:
-        study = make()
-        predict.run(study, Options(quiet=True, scheduler="ray", cpus=2))
-        assert everything(study) == expected
-
-    def test_distributed(self, make: Make, expected: dict[str, bytes]) -> None:
-        from distributed import LocalCluster
-
-        study = make()
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
-            predict.run(study, Options(quiet=True, scheduler=cluster.scheduler_address))
-        assert everything(study) == expected
-
-    def test_more_workers_than_feature_sets_share_the_gram_matrix(self, make: Make) -> None:
-        study, again = make(features=["synthetic:linear"]), make(features=["synthetic:linear"])
-        predict.run(study, QUIET)
-        predict.run(again, Options(quiet=True, scheduler="ray", cpus=2))
-        for name, data in everything(study).items():
-            first, second = (pd.read_parquet(io.BytesIO(one)) for one in (data, everything(again)[name]))
-            pd.testing.assert_frame_equal(first, second, rtol=1e-6)
-
-    def test_no_cluster_at_an_address(self, tools: Any, make: Make) -> None:
-        done = tools.dtg("predict", make().uri, "--scheduler", "nonsense", check=2)
-        assert "expected threads, ray or the address" in done.stderr

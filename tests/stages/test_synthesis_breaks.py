@@ -3,7 +3,6 @@ goes on when the cause is gone."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from dtg_ray.stages.mapping import BlockMaps, SynthesisWorker
 from dtg_ray.store import receipts
 from dtg_ray.store.receipts import Receipts
 from dtg_ray.study import cohort_bytes
+from small_disk import Disk, on, until_done, whole_files
 from stage_tools import Arrays
 
 TRAIN = {"epochs": 2, "batch_size": 2, "checkpoint_minutes": 0, "cpus_per_worker": 1, "readers": 0}
@@ -477,75 +477,6 @@ class TestAFile:
         said = capsys.readouterr().err
         assert "cohort.parquet: got no Parquet table" in said
         assert "Traceback" not in said
-
-
-class Disk:
-    """A small disk, and what takes room on it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.filler = root, root / "filler"
-
-    def fill(self) -> None:
-        """Take all room."""
-        with self.filler.open("ab", buffering=0) as file:
-            for size in (2**20, 2**12):
-                with contextlib.suppress(OSError):
-                    while file.write(bytes(size)):
-                        pass
-
-    def give(self, room: int) -> None:
-        """Give back some of it."""
-        os.truncate(self.filler, max(self.filler.stat().st_size - room, 0))
-
-    def remount(self, how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(self.root)], check=True, capture_output=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 64 MiB, where mounting is allowed."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(root)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs a file system of its own, mount said: {mounted.stderr.strip()}")
-    try:
-        yield Disk(root)
-    finally:
-        subprocess.run(["umount", "--lazy", str(root)], check=True)
-
-
-def on(disk: Disk, root: Path) -> Path:
-    """A study moved to a disk."""
-    shutil.copytree(root, disk.root / "study")
-    return disk.root / "study"
-
-
-def until_done(disk: Disk, capsys: pytest.CaptureFixture[str], *arguments: object, step: int) -> list[str]:
-    """Run a command on a full disk, with a little more room each time, until it is through; what it said before."""
-    disk.fill()
-    said: list[str] = []
-    for _ in range(100):
-        code = main([str(argument) for argument in arguments])
-        error = capsys.readouterr().err
-        assert "Traceback" not in error
-        if code == 0:
-            return said
-        assert code == 1
-        assert "could not be written: No space left on device" in error, error
-        assert "free some space" in error
-        said.append(error)
-        disk.give(step)
-    raise AssertionError("there was never enough room")
-
-
-def whole_files(root: Path) -> None:
-    """Every receipt and table that is there can be read."""
-    for path in root.rglob("*.parquet"):
-        pd.read_parquet(path)
-    assert not list(root.rglob("*.partial"))
 
 
 class TestADiskThatIsFull:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, Ridge, RidgeClassifier, RidgeCV
 
+from dtg_ray.stats import solvers
 from dtg_ray.stats.folds import fold_indices, folds_of
 from dtg_ray.stats.gram import Gram, gram
 from dtg_ray.stats.metrics import pearson
@@ -357,6 +358,19 @@ class TestInverses:
         folds = some_folds("unequal", 60)
         OutOfFold(inverses, folds).predict(y[None])
         assert len(inverses.kept) == len({len(train) for train, _ in folds}) == 3
+
+    @pytest.mark.parametrize("cache", [0, 2**30])
+    def test_of_many_alphas_are_not_kept_where_there_is_no_room(self, monkeypatch, cache):
+        monkeypatch.setattr(solvers, "CACHE_BYTES", cache)
+        X, y, Z = simulate(60, 90)
+        inverses, sizes = Inverses(gram(X)), [4, 9, 6, 4, 20, 17]
+        tests = np.split(np.random.default_rng(0).permutation(60), np.cumsum(sizes)[:-1])
+        folds = [(np.setdiff1d(np.arange(60), test), test) for test in tests]
+        predicted = OutOfFold(inverses, folds, confounds=Z).predict(y[None])
+        assert len(inverses.kept) == (5 if cache else 2)
+        for fold in folds:
+            alone = OutOfFold(X, [fold], confounds=Z).predict(y[None])
+            np.testing.assert_allclose(predicted[:, fold[1]], alone[:, fold[1]], rtol=1e-12)
 
     def test_are_those_of_numpy(self):
         X, _, _ = simulate(30, 50)

@@ -176,12 +176,20 @@ def null_distributions(
     observed: Mapping[str, float],
     clock: Clock,
 ) -> dict[str, Float]:
-    """All figures under permutations, (P,) each; fewer where the test stops early."""
+    """All figures under permutations, (P,) each; fewer where the test stops early.
+
+    Raises
+    ------
+    ValueError
+        When blocks leave everybody in their place.
+    """
     tested, batch = TESTED[target.kind], batch_size(target)
     parts: list[dict[str, Float]] = []
     for start in range(0, config.permutations, batch):
         with clock("permute"):
             orders = exchange.orders(start, min(start + batch, config.permutations), everybody)
+        if (orders == np.arange(orders.shape[1])).all():
+            raise ValueError("got blocks in which nobody can take anybody's place, expected several of a size")
         with clock("solve"):
             permuted = outcome(engine, target, orders)
         with clock("score"):
@@ -228,9 +236,10 @@ def fold_table(engine: OutOfFold, found: Outcome, target: Target, repeat: int) -
     """Figures of each fold."""
     lines = []
     for number, (train, rows) in enumerate(engine.folds):
-        figures = {name: float(values[0]) for name, values in found.figures(rows).items()}
+        figures = found.figures(rows) if len(rows) > 1 else dict.fromkeys(found.figures(), np.full(1, np.nan))
         sizes = {"train": len(train), "test": len(rows)}
-        lines.append({"target": target.name, "repeat": repeat, "fold": number, **sizes, **figures})
+        values = {name: float(figure[0]) for name, figure in figures.items()}
+        lines.append({"target": target.name, "repeat": repeat, "fold": number, **sizes, **values})
     return pd.DataFrame(lines)
 
 

@@ -265,6 +265,8 @@ def exchangeability(study: Study) -> Exchangeability:
     """
     config, table = study.config.prediction, study.people
     within, whole = (labels_of(table, column) for column in (config.within, config.whole))
+    if within is not None and whole is not None:  # who has no block of `within` takes no part, and divides no family
+        whole = np.where(table[config.within].isna(), table.index.to_numpy(dtype=np.str_), whole)
     try:
         return Exchangeability(len(table), config.seed, within, whole)
     except ValueError as error:

@@ -87,9 +87,9 @@ def compare(study: Study, done: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        target, metric, first, second (feature sets), subjects, value_first, value_second, difference; t and p_t of
-        the corrected resampled t test over repeated cross-validation, p_permutation of exchanged predictions, q_t and
-        q_permutation over all pairs and targets.
+        target, metric, first, second (feature sets), subjects, folds (of all repeats, those that have a figure),
+        value_first, value_second, difference; t and p_t of the corrected resampled t test over repeated
+        cross-validation, p_permutation of exchanged predictions, q_t and q_permutation over all pairs and targets.
     """
     targets = dict.fromkeys(target for names in done.values() for target in names)
     lines = []
@@ -140,7 +140,9 @@ def _pair(study: Study, first: _Predicted, second: _Predicted) -> dict[str, obje
     """Compare two feature sets."""
     config, subjects = study.config.prediction, first.table["subject"]
     differences = (first.folds[first.metric] - second.folds[second.metric]).to_numpy()
-    t, p_t = corrected_resampled_t(differences, first.folds["train"].mean(), first.folds["test"].mean())
+    known = differences[np.isfinite(differences)]  # a fold may lack a class
+    sizes = first.folds["train"].mean(), first.folds["test"].mean()
+    t, p_t = corrected_resampled_t(known, *sizes) if len(known) > 1 else (np.nan, np.nan)
     blocks = labels_of(study.people.loc[subjects], config.whole or config.groups)
     difference, p = paired_permutation(
         first.figure, first.predicted, second.predicted, config.permutations, config.seed, blocks
@@ -152,6 +154,7 @@ def _pair(study: Study, first: _Predicted, second: _Predicted) -> dict[str, obje
         "first": first.feature,
         "second": second.feature,
         "subjects": len(subjects),
+        "folds": len(known),
         "value_first": value["first"],
         "value_second": value["second"],
         "difference": difference,
