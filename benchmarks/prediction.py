@@ -24,8 +24,8 @@ import yaml
 from sklearn.linear_model import Ridge
 
 from dtg_ray.ledger import Ledger
+from dtg_ray.results import Results
 from dtg_ray.stages.prediction.features import Features, members
-from dtg_ray.stages.prediction.scores import read_scores
 from dtg_ray.study import Study
 
 N_TARGETS, N_FOLDS, N_PERMUTATIONS = 12, 5, 1000
@@ -70,7 +70,7 @@ def prepare(study: Path, folder: Path, repeats: int) -> Path:
 
 def figures(study: Study, seconds: float) -> dict[str, object]:
     """What was done, and how long scikit-learn would have taken."""
-    scores, book = read_scores(study), Ledger(study)
+    scores, book = Results(study).scores, Ledger(study)
     assert len(scores) == N_TARGETS * len(study.config.feature_sets())
     assert (scores["permutations"] == N_PERMUTATIONS).all()
     refitted = 0.0

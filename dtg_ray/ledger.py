@@ -157,6 +157,7 @@ def stages(study: Study) -> list[str]:
         *(f"train/{name}" for name, model in models.items() if not isinstance(model, EnsembleConfig)),
         *(f"synthesize/{name}" for name in models),
         *(f"evaluate/{name}" for name in models),
+        "comparison",
         *(f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()),
         "scores",
         "report",
@@ -306,7 +307,16 @@ def _synthesize(book: Ledger, model: str) -> Owed:
 
 
 def _evaluate(book: Ledger, model: str) -> Owed:
-    return {MODEL: {model: _outcome(book, [f"synthesize/{model}", "contrasts"], "evaluate")}}
+    return {MODEL: {model: _outcome(book, [f"synthesize/{model}", "contrasts"], "evaluation")}}
+
+
+def _comparison(book: Ledger, _: str) -> Owed:
+    """All models side by side: they depend on the groups of people as well."""
+    config = book.study.config
+    groups = [[name, book.columns.get(name)] for name in config.evaluation.by]
+    families = book.study.cohort["group"].tolist()
+    stages = [f"evaluate/{name}" for name in config.models]
+    return {MODEL: {"comparison": _outcome(book, stages, config.evaluation.model_dump(), groups, families)}}
 
 
 def _predict(book: Ledger, folder: str) -> Owed:
@@ -363,8 +373,15 @@ def _scores(book: Ledger, _: str) -> Owed:
 
 
 def _report(book: Ledger, _: str) -> Owed:
-    evaluations = [f"evaluate/{model}" for model in book.study.config.models]
-    return {MODEL: {"report": _outcome(book, [*evaluations, "contrasts"], "report")}}
+    """A report tells what there is, finished or not."""
+    known = []
+    for stage in stages(book.study):
+        if stage != "report":
+            one = book.account(stage)
+            counts = [sorted(one.subjects(status)) for status in ("done", "failed", "excluded")]
+            known.append([stage, dict(one.owed), counts])
+    beside = [book.study.storage.names(f"receipts/{verb}") for verb in ("transfer", "interpret")]
+    return {MODEL: {"report": fingerprint(FORMAT, "report", known, beside)}}
 
 
 def _outcome(book: Ledger, needed: Iterable[str], *parts: object) -> str | None:
@@ -384,6 +401,7 @@ OWED: dict[str, Callable[[Ledger, str], Owed]] = {
     "train": _train,
     "synthesize": _synthesize,
     "evaluate": _evaluate,
+    "comparison": _comparison,
     "predict": _predict,
     "scores": _scores,
     "report": _report,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from nibabel.nifti1 import Nifti1Image
 
+    from dtg_ray.plots import Plots
+
 CONFIG, COHORT, PHENOTYPES, ROIS = "study.yaml", "cohort.parquet", "phenotypes.parquet", "rois.zarr"
 DAMAGED = "part of it was lost or changed: put it back, or make a new study with `dtg init`"
 """What to do about rois.zarr."""
@@ -264,6 +266,13 @@ class Study:
     def default_model(self) -> str:
         """The first network, or the first model where there is no network."""
         return self.config.default_model
+
+    @property
+    def plot(self) -> Plots:
+        """Figures of the results for notebooks, see `dtg_ray.plots.Plots`."""
+        from dtg_ray.plots import Plots
+
+        return Plots(self)
 
     def status(self) -> pd.DataFrame:
         """Counts per stage, from the receipts alone: a row per stage, see `dtg_ray.ledger.status`."""

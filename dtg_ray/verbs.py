@@ -131,6 +131,26 @@ def transfer_curve(options: argparse.Namespace) -> int:
     return 0
 
 
+def interpret(options: argparse.Namespace) -> int:
+    """Say what in the connectome drives contrasts and phenotypes."""
+    from dtg_ray.report import tables
+    from dtg_ray.stages import interpret
+    from dtg_ray.stages.interpretation.parts import Method
+    from dtg_ray.study import Study
+
+    given = vars(options)
+    method = Method(options.method, *(given[name] for name in ("steps", "samples", "noise", "seed")))
+    asked = (tuple(options.contrast or ()), tuple(options.phenotype or ()))
+    request = interpret.Request(options.model, *asked, options.subjects, options.split, method, options.images)
+    study, how = Study(options.study), _options(options)
+    table = interpret.run(study, request, how)
+    if len(table) and not how.json:
+        title = f"What drives them, by {method.name} over {table['subjects'].max()} subjects"
+        tables.show(title, interpret.summary(table))
+        print(f"\n{interpret.where(study, request)}")
+    return 0
+
+
 def _find(options: argparse.Namespace) -> Found:
     """The people, by the layout that was chosen."""
     from dtg_ray.stages import init
@@ -281,15 +301,15 @@ def demo(options: argparse.Namespace) -> int:
 def _print_results(study: Study) -> None:
     """The two tables everybody wants, and where everything is."""
     from dtg_ray.report import tables, text
+    from dtg_ray.results import Results
     from dtg_ray.stages import evaluate
-    from dtg_ray.stages.prediction.scores import read_scores
 
     print()
     tables.show(
         "Reconstruction of held-out subjects' maps (means over contrasts)",
         tables.reconstruction(evaluate.read_summary(study)),
     )
-    scores = read_scores(study)
+    scores = Results(study).scores
     if len(scores):
         print()
         tables.show("Phenotype prediction", tables.phenotypes(scores))

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from dtg_ray import Study, ledger
-from dtg_ray.stages.prediction.scores import table_name
+from dtg_ray.results import prediction_table
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.receipts import Receipts
 from dtg_ray.store.tables import read_table
@@ -79,7 +79,7 @@ def reasons(study: Study) -> dict[str, str]:
 
 
 def result(study: Study, feature: str, what: str, target: str) -> pd.DataFrame:
-    return read_table(study.storage, table_name(feature, what, target))
+    return read_table(study.storage, prediction_table(feature, what, target))
 
 
 def matrix(study: Study, feature: str, subjects: list[str]) -> np.ndarray:

@@ -28,6 +28,7 @@ ORDER = [
     "synthesize/unet",
     "evaluate/mean",
     "evaluate/unet",
+    "comparison",
     *PREDICTIONS,
     "report",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from dtg_ray.config.evaluation import EvaluationConfig
 from dtg_ray.config.inputs import (
     CleaningConfig,
     CohortConfig,
@@ -57,6 +58,7 @@ class StudyConfig(Section):
     quality: QualityConfig = QualityConfig()
     models: dict[Name, ModelConfig] = Field(default_factory=lambda: dict(DEFAULT_MODELS), min_length=1)
     synthesis: SynthesisConfig = SynthesisConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     prediction: PredictionConfig = PredictionConfig()
     storage: StorageConfig = StorageConfig()
 

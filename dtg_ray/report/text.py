@@ -15,7 +15,7 @@ def where_things_are(study: Study) -> list[str]:
     one = f'from dtg_ray import Study; image = Study("{uri}").map("{subject}", "{contrast}")'
     return [
         f"maps          {maps}   (contrast, subject, voxel)",
-        *([f"picture       {uri}/report/maps.png"] if study.storage.exists("report/maps.png") else []),
+        *([f"report        {uri}/report/index.html"] if study.storage.exists("report/index.html") else []),
         f"tables        {uri}/evaluation/*.parquet  {uri}/prediction/*.parquet",
         f'with xarray   import xarray; maps = xarray.open_zarr("{maps}", consolidated=False)',
         f'with nibabel  {one}; image.to_filename("map.nii.gz")',

@@ -1,41 +1,35 @@
-"""`dtg evaluate`: how well a model's maps agree with the measured maps of subjects it has never seen."""
+"""`dtg evaluate`: how well models' maps agree with measured ones, above all of people they have never seen."""
 
 from __future__ import annotations
 
+import os
+import time
+
 import dask
-import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from dtg_ray import ledger
-from dtg_ray.stages.derivative import MEASURED, Source, source_of
-from dtg_ray.stages.maps import chosen_models, lost, require_settled, usable
+from dtg_ray.results import HELD_OUT, model_table
+from dtg_ray.stages.evaluation.figures import Compared, compare
+from dtg_ray.stages.evaluation.pairs import TOGETHER, Pairs, pairs
+from dtg_ray.stages.evaluation.summary import summarise
+from dtg_ray.stages.maps import chosen_models, require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
-from dtg_ray.stats.metrics import pearson
-from dtg_ray.stats.reconstruction import (
-    diagonality_index,
-    dice,
-    dice_auc,
-    identification_accuracy,
-    subject_correlation,
-)
-from dtg_ray.store.arrays import read
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
 
+BASE_BYTES = 300 * 2**20
+
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
-    """Evaluate one model or all; returns the rows of their receipts."""
+    """Evaluate one model or all, then all that were evaluated with each other; returns the rows of receipts."""
     book = ledger.Ledger(study)
     rows = [_run_one(book, name, options) for name in chosen_models(study, model)]
-    return pd.concat(rows, ignore_index=True)
-
-
-def table_name(model: str) -> str:
-    """Where the figures of a model are: a row per contrast."""
-    return f"evaluation/{model}.parquet"
+    return pd.concat([*rows, _compare_models(study, options)], ignore_index=True)
 
 
 def read_summary(study: Study) -> pd.DataFrame:
@@ -44,7 +38,7 @@ def read_summary(study: Study) -> pd.DataFrame:
     book = ledger.Ledger(study)
     for model in study.config.models:
         if book.account(f"evaluate/{model}").subjects("done"):
-            table = read_table(study.storage, table_name(model))
+            table = read_table(study.storage, model_table(model, "contrasts"))
             figures = table.drop(columns=["contrast", "subjects"]).mean()
             lines.append({"model": model, "subjects": int(table["subjects"].max()), **figures.to_dict()})
     return pd.DataFrame(lines)
@@ -54,82 +48,85 @@ def _run_one(book: ledger.Ledger, name: str, options: Options) -> pd.DataFrame:
     study, stage = book.study, f"evaluate/{name}"
     account = book.account(stage)
     pending = account.pending()
-    done = set(book.account(f"synthesize/{name}").subjects("done"))
-    members = [subject for subject in usable(book, "test") if subject in done]
     waiting = require_settled(book, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
-    maps = len(members) * study.grid.n_voxels
-    size = maps * 4 * len(study.config.contrasts)
-    todo = Plan(stage, 1, len(pending), len(members), size, memory=maps * 24, waiting=waiting)
-    return settle(study, account, todo, lambda _today: _evaluate_one(study, name, members), options)
+    todo = pairs(book, name) if pending and not waiting else []
+    plan = Plan(
+        stage,
+        1,
+        len(pending),
+        len({who for one in todo for who in one.subjects}),
+        sum(len(one.subjects) for one in todo) * study.grid.n_voxels * 4,
+        memory=_workers() * memory(study, todo) + BASE_BYTES,
+        cpus=_workers(),
+        waiting=waiting,
+    )
+    return settle(study, account, plan, lambda _today: _evaluate(study, name, todo, options), options)
 
 
-def _evaluate_one(study: Study, name: str, members: list[str]) -> Row:
-    if len(members) < 2:
-        return Row(name, "excluded", message=f"got {len(members)} held-out subjects with maps, expected at least 2")
-    table = evaluate(study, name, members)
-    if not len(table):
-        return Row(name, "excluded", message=f"{name}: got no contrast that it predicts and two of them have measured")
-    write_table(study.storage, table_name(name), table)
-    return Row(name, "done", qc={"subjects": float(table["subjects"].max())})
+def _workers() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def evaluate(study: Study, model: str, subjects: list[str]) -> pd.DataFrame:
-    """Figures per contrast over grey matter, a contrast at a time in memory.
+def memory(study: Study, todo: list[Pairs]) -> int:
+    """Bytes that comparing the maps of one contrast takes: two half-precision matrices, and what is made of parts."""
+    most = min(max((len(one.subjects) for one in todo), default=0), TOGETHER)
+    return most * study.grid.n_voxels * 5 + 3 * 8 * most * most
+
+
+def _evaluate(study: Study, name: str, todo: list[Pairs], options: Options) -> Row:
+    """Compare all contrasts and write what came out."""
+    held_out = [one for one in todo if one.split == HELD_OUT]
+    if not held_out:
+        return Row(name, "excluded", message=f"{name}: got no contrast of which two held-out people have both maps")
+    begin, n_maps = time.perf_counter(), sum(len(one.subjects) for one in todo)
+    found = evaluate(study, name, todo, quiet=options.quiet)
+    write_table(study.storage, model_table(name, "subjects"), pd.concat([one.table for one in found]))
+    lines = [one.line for one, of in zip(found, todo, strict=True) if of.split == HELD_OUT]
+    write_table(study.storage, model_table(name, "contrasts"), pd.DataFrame(lines))
+    rate = n_maps / (time.perf_counter() - begin)
+    if not options.quiet:
+        tqdm.write(f"evaluate/{name}: {n_maps} pairs of maps, {rate:.0f} a second")
+    most = max(len(one.subjects) for one in held_out)
+    return Row(name, "done", qc={"subjects": float(most), "maps_per_second": rate})
+
+
+def evaluate(study: Study, model: str, todo: list[Pairs], *, quiet: bool = True) -> list[Compared]:
+    """Compare maps, a contrast and at most `TOGETHER` people at a time in memory of each processor.
 
     Parameters
     ----------
     study : Study
     model : str
-    subjects : list of str
-        Held out, whose maps are done, measured and by the model.
+    todo : list of Pairs
 
     Returns
     -------
-    DataFrame
-        contrast, subjects (with both maps), r (mean over subjects of the correlation of own maps), diagonality,
-        identification, dice (top 25%), dice_auc.
+    list of Compared
 
     Raises
     ------
     StudyError
         When a map was lost that is done.
     """
-    source, cohort = source_of(study, model), study.cohort
-    having = {
-        name: [who for who in subjects if name in cohort["contrasts"][who] and source.has(cohort, who, name)]
-        for name in study.config.contrasts
-        if name in source.contrasts
-    }
-    tasks = [dask.delayed(_evaluate_contrast)(study.uri, model, name, who) for name, who in having.items()]
-    lines = [line for line in dask.compute(*tasks, scheduler="threads", num_workers=2) if line is not None]
-    return pd.DataFrame(lines)
+    with tqdm(total=len(todo), desc=f"evaluate/{model}", unit="contrast", disable=quiet) as bar:
+
+        def one(pair: Pairs) -> Compared:
+            found = compare(study.uri, model, pair)
+            bar.update()
+            return found
+
+        tasks = [dask.delayed(one)(pair) for pair in todo]
+        return list(dask.compute(*tasks, scheduler="threads", num_workers=_workers()))
 
 
-def _evaluate_contrast(uri: str, model: str, contrast: str, subjects: list[str]) -> dict[str, object] | None:
-    """Figures of one contrast over those who have both maps; None where there are fewer than two."""
-    if len(subjects) < 2:
-        return None
-    study = Study(uri)
-    actual, predicted = (_grey_maps(source_of(study, name), study, contrast, subjects) for name in (MEASURED, model))
-    matrix = subject_correlation(actual, predicted)  # (n, n)
-    return {
-        "contrast": contrast,
-        "subjects": len(subjects),
-        "r": float(np.mean(pearson(actual, predicted))),
-        "diagonality": diagonality_index(matrix),
-        "identification": identification_accuracy(matrix),
-        "dice": float(np.mean(dice(predicted, actual))),
-        "dice_auc": float(np.mean(dice_auc(predicted, actual))),
-    }
-
-
-def _grey_maps(source: Source, study: Study, contrast: str, subjects: list[str]) -> np.ndarray:
-    """Grey-matter maps of some subjects, (n, G) float32."""
-    rows = study.positions(subjects)
-    first, last = int(rows.min()), int(rows.max()) + 1
-    block = read(study.storage.open_array(source.array, "maps"), (source.contrasts.index(contrast), slice(first, last)))
-    maps = block[rows - first][:, study.grey_matter].astype(np.float32)
-    is_lost = np.isnan(maps).any(axis=1)
-    if is_lost.any():
-        raise lost(subjects[int(np.argmax(is_lost))], f"map of {contrast}", source.stage)
-    return maps
+def _compare_models(study: Study, options: Options) -> pd.DataFrame:
+    """Put all models side by side, once all of them were evaluated."""
+    book = ledger.Ledger(study)
+    account = book.account("comparison")
+    pending = account.pending()
+    stages = [f"evaluate/{name}" for name in study.config.models]
+    waiting = require_settled(book, stages, "comparison") if pending else ""
+    plan = Plan("comparison", 1, len(pending), 0, waiting=waiting)
+    if waiting and not options.dry_run:
+        return account.rows  # of one model alone
+    return settle(study, account, plan, lambda _today: summarise(book), options)

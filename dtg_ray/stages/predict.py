@@ -26,6 +26,7 @@ from dtg_ray import ledger
 from dtg_ray.config import feature_folder
 from dtg_ray.errors import StudyError
 from dtg_ray.ledger import COMMON
+from dtg_ray.results import prediction_table
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.prediction import people
@@ -35,7 +36,7 @@ from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members, 
 from dtg_ray.stages.prediction.gram import gram_sum, precision
 from dtg_ray.stages.prediction.people import Target, target_of
 from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
-from dtg_ray.stages.prediction.scores import summarise, table_name
+from dtg_ray.stages.prediction.scores import summarise
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
@@ -279,7 +280,7 @@ class _Work:
         except ValueError as error:  # folds or confounds that cannot be, of these subjects
             return Row(self._name(unit), "excluded", message=f"{target.name}: {error}")
         for what, table in tables.items():
-            write_table(self.study.storage, table_name(self.feature, what, target.name), table)
+            write_table(self.study.storage, prediction_table(self.feature, what, target.name), table)
         return Row(self._name(unit), "done", qc={"subjects": float(len(target.subjects))})
 
     def _commit(self, unit: str, work: Callable[[], Row]) -> None:

@@ -22,6 +22,7 @@ from dtg_ray.cohort import manifest
 from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerprint
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.report.pictures import curves
+from dtg_ray.report.style import png
 from dtg_ray.stages.maps import SubjectReader, chosen_models, require_stored, usable, window_counts
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Crew, Options, Resources, map_units, peak_memory, session
@@ -284,7 +285,7 @@ def _write(study: Study, stage: str, cells: Sequence[Cell]) -> pd.DataFrame:
     lines = [{**asdict(cell), **found} for cell, found in zip(cells, figures, strict=True)]
     table = pd.DataFrame(lines)[["way", "model", "subjects", "seed", "r", "identification", "diagonality", "steps"]]
     write_table(study.storage, f"{stage}.parquet", table)
-    study.storage.write(f"{stage}.png", curves(table, ("r", "identification"), "training subjects"))
+    study.storage.write(f"{stage}.png", png(curves(table, ("r", "identification"), "training subjects")))
     return table
 
 

@@ -30,9 +30,10 @@ from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PEOPLE_LEFT_OUT, PHENOTYPES,
 log = logging.getLogger(__name__)
 RESULTS = (
     "evaluation",
+    "interpretation",
     "prediction",
     "report",
-    *(f"receipts/{stage}" for stage in ("evaluate", "predict", "scores", "report")),
+    *(f"receipts/{stage}" for stage in ("evaluate", "comparison", "predict", "scores", "report", "interpret")),
 )
 """What was computed of several people together: it is removed, and made again by the next run."""
 
@@ -225,6 +226,7 @@ def describe(done: Withdrawal) -> list[str]:
         )
     if done.erased:
         lines.append("  evaluation, prediction and report were removed: the next `dtg run` makes them without them")
+        lines.append("  so were interpretations: `dtg interpret` makes them again")
     lines.append(f"  scan: {done.files} files read, {verdict(done)}")
     return lines + [f"    {trace.file}: {trace.where}" for trace in done.traces[:20]]
 

@@ -71,10 +71,23 @@ def diagonality_index(matrix: Float) -> float:
     ValueError
         When the matrix is not square, is smaller than 2 x 2, or holds NaN.
     """
+    return float(subject_diagonality(matrix).mean())
+
+
+def subject_diagonality(matrix: Float) -> NDArray[np.float64]:
+    """What each subject adds to the diagonality index, which is the mean of these: own match less that of others.
+
+    Parameters and errors as `diagonality_index`.
+
+    Returns
+    -------
+    (n,) float64
+        M_ii - mean_{j != i} M_ij: of a subject's actual map with the own predicted map and with those of others.
+    """
     _check_matrix(matrix)
-    n = len(matrix)
-    own = float(np.trace(matrix, dtype=np.float64))
-    return own / n - (float(matrix.sum(dtype=np.float64)) - own) / (n * (n - 1))
+    own = np.diagonal(matrix).astype(np.float64)
+    others = (matrix.sum(axis=1, dtype=np.float64) - own) / (len(matrix) - 1)
+    return np.asarray(own - others)
 
 
 def normalized_diagonality_index(matrix: Float) -> float:
@@ -89,7 +102,20 @@ def normalized_diagonality_index(matrix: Float) -> float:
 
 
 def identification_accuracy(matrix: Float) -> float:
-    """Share of subjects whose actual map is matched best by their own predicted map.
+    """Share of subjects whose actual map is matched best by their own predicted map, the mean of `identified`.
+
+    Parameters and errors as `diagonality_index`.
+
+    Returns
+    -------
+    float
+        In 0..1.
+    """
+    return float(identified(matrix).mean())
+
+
+def identified(matrix: Float) -> NDArray[np.float64]:
+    """Whether each subject's actual map is matched best by the own predicted map: 1, or 0.
 
     Predictions that tie for the best (within 1e-6) share the point, the expected value of drawing one of
     them: a model that predicts the same map for everybody scores chance, 1 / n.
@@ -101,7 +127,7 @@ def identification_accuracy(matrix: Float) -> float:
 
     Returns
     -------
-    float
+    (n,) float64
         In 0..1.
 
     Raises
@@ -111,7 +137,7 @@ def identification_accuracy(matrix: Float) -> float:
     """
     _check_matrix(matrix)
     best = matrix >= matrix.max(axis=1, keepdims=True) - TIE  # (n, n)
-    return float((np.diagonal(best) / best.sum(axis=1)).mean())
+    return np.asarray(np.diagonal(best) / best.sum(axis=1))
 
 
 def dice(predicted: Float, actual: Float, top: float = 0.25) -> NDArray[np.float64]:
@@ -161,16 +187,33 @@ def _dice_curve(predicted: Float, actual: Float, tops: tuple[float, ...]) -> NDA
     return curve
 
 
-def _overlaps(a: Float, b: Float, ranks: list[int]) -> list[float]:
-    """Dice overlap of absolute values (V,) above their k-th largest, for every k in `ranks`."""
-    position = np.subtract(len(a), ranks)
-    a_limits, b_limits = np.partition(a, position)[position], np.partition(b, position)[position]
-    overlaps = []
-    for a_limit, b_limit in zip(a_limits, b_limits, strict=True):
-        a_kept, b_kept = a > a_limit, b > b_limit
-        kept = np.count_nonzero(a_kept) + np.count_nonzero(b_kept)
-        overlaps.append(2 * np.count_nonzero(a_kept & b_kept) / kept if kept else 0.0)
-    return overlaps
+def _overlaps(a: Float, b: Float, ranks: list[int]) -> NDArray[np.float64]:
+    """Dice overlap of absolute values (V,) above their k-th largest, for every k in `ranks`, which ascend."""
+    first, second = _levels(a, ranks), _levels(b, ranks)
+    n_kept = _counts(first, len(ranks)) + _counts(second, len(ranks))
+    n_both = _counts(np.maximum(first, second), len(ranks))
+    return np.divide(2 * n_both, n_kept, out=np.zeros(len(ranks)), where=n_kept > 0)
+
+
+def _counts(levels: NDArray[np.uint8], n_ranks: int) -> NDArray[np.int64]:
+    """How many voxels are kept at each rank."""
+    return np.cumsum(np.bincount(levels, minlength=n_ranks + 1)[:n_ranks])
+
+
+def _levels(values: Float, ranks: list[int]) -> NDArray[np.uint8]:
+    """The first of the ranks at which a voxel is kept, its number, (V,); `len(ranks)` where at none."""
+    if values.dtype == np.float16:  # not negative, so ordered as their bits are: counting takes the place of sorting
+        bits = values.view(np.uint16)
+        from_above = np.cumsum(np.bincount(bits, minlength=1)[::-1])
+        limits = len(from_above) - 1 - np.searchsorted(from_above, ranks)
+        return _number_above(limits, np.arange(len(from_above)))[bits]
+    position = np.subtract(len(values), ranks)
+    return _number_above(np.partition(values, position)[position], values)
+
+
+def _number_above(limits: NDArray[Any], values: NDArray[Any]) -> NDArray[np.uint8]:
+    """How many of some limits, which descend, are not below each value."""
+    return (len(limits) - np.searchsorted(limits[::-1], values)).astype(np.uint8)
 
 
 def _inverse_length(squares: NDArray[np.float64], mean: NDArray[np.float64], n_voxels: int) -> NDArray[np.float64]:

@@ -96,7 +96,7 @@ def pending(root: Path, *, but: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-RESULTS = ("evaluate", "predict", "scores", "report")
+RESULTS = ("evaluate", "comparison", "predict", "scores", "report")
 
 
 class TestAdd:

@@ -16,11 +16,11 @@ from sklearn.model_selection import KFold
 
 from dtg_ray import Study, ledger
 from dtg_ray.errors import ConfigError, StudyError
+from dtg_ray.results import FEATURE_COMPARISONS, SCORES
 from dtg_ray.stages import predict
 from dtg_ray.stages.prediction import features, people
 from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum
-from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES
 from dtg_ray.stats.permutation import Exchangeability
 from dtg_ray.store.arrays import write
 from dtg_ray.store.tables import read_table
@@ -278,7 +278,7 @@ class TestFamilyAndComparisons:
     def test_the_t_test_is_of_the_folds_of_all_repeats(self, make: Make) -> None:
         study = make(repeats=4)
         predict.run(study, QUIET)
-        table = read_table(study.storage, COMPARISONS).set_index("target")
+        table = read_table(study.storage, FEATURE_COMPARISONS).set_index("target")
         first, second = (result(study, name, "common/folds", "network_score") for name in study.config.feature_sets())
         assert len(first) == 4 * 3
         d = first["r"] - second["r"]
@@ -290,7 +290,7 @@ class TestFamilyAndComparisons:
     def test_the_same_features_do_not_differ(self, make: Make) -> None:
         study = make(stacks={"again": {"of": ["connectome"]}}, features=["connectome", "again"])
         predict.run(study, QUIET)
-        table = read_table(study.storage, COMPARISONS)
+        table = read_table(study.storage, FEATURE_COMPARISONS)
         assert (table["difference"] == 0).all()
         assert (table[["p_t", "p_permutation"]] == 1).all(axis=None)
 

@@ -13,9 +13,9 @@ import pytest
 
 from dtg_ray import Study
 from dtg_ray.errors import ConfigError
+from dtg_ray.results import FEATURE_COMPARISONS, SCORES
 from dtg_ray.stages import pipeline, predict
 from dtg_ray.stages.prediction import cells
-from dtg_ray.stages.prediction.scores import COMPARISONS, SCORES
 from dtg_ray.stages.runtime import Options
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import read_table
@@ -110,7 +110,7 @@ class TestBadInput:
         assert len(folds) == 24
         assert folds["r"].isna().all()
         assert np.isfinite(result(study, "connectome", "scores", "network_score")["p"]).all()
-        table = read_table(study.storage, COMPARISONS)
+        table = read_table(study.storage, FEATURE_COMPARISONS)
         assert table["folds"].tolist() == [0]
         assert table["p_t"].isna().all()
         assert np.isfinite(table["p_permutation"]).all()
@@ -126,7 +126,7 @@ class TestBadInput:
             receipts.write(unit, lost, attempt=1, host="")
         predict.run(Study(study.uri), Options())
         assert "predict: nobody has the features of measured:MOTOR_LH" in capsys.readouterr().out
-        assert len(read_table(study.storage, COMPARISONS)) == 1
+        assert len(read_table(study.storage, FEATURE_COMPARISONS)) == 1
 
     def test_families_in_several_folds_of_equal_shares(self, make: Make) -> None:
         study = set_phenotypes(make(stratify=True, whole="family", targets=["network_score"]), family=["f"] * 24)

@@ -389,7 +389,7 @@ class TestRetest:
         self.read(root)
         dtg("evaluate", root, "--inline", "--quiet", "--model", "again")
         study = Study(root)
-        table = pd.read_parquet(f"{root}/evaluation/again.parquet").set_index("contrast")
+        table = pd.read_parquet(f"{root}/evaluation/again/contrasts.parquet").set_index("contrast")
         truth = json.loads((data / "truth.json").read_text())
         cohort = simulated.Cohort(data, simulated.Options(**truth["options"]))
         ceilings: dict[str, list[float]] = {name: [] for name in study.config.contrasts}
@@ -415,7 +415,7 @@ class TestRetest:
         scores = pd.read_parquet(f"{root}/prediction/scores.parquet")
         complete = sum(len(maps) == 3 for maps in study.cohort["retest"])
         assert set(scores["subjects"]) == {complete}
-        assert study.storage.exists("report/maps.png")
+        assert study.storage.exists("report/index.html")
 
     def test_of_one_person_is_too_few_to_compare_and_leaves_the_picture_to_the_others(self, twice, tmp_path) -> None:
         shutil.copytree(twice[1], tmp_path / "study")
@@ -424,15 +424,16 @@ class TestRetest:
         study.cohort["retest"] = [maps if name == alone else {} for name, maps in study.cohort["retest"].items()]
         study.storage.write(COHORT, cohort_bytes(study.cohort))
         dtg("run", study.uri, "--inline", "--quiet")
-        assert "got 1 held-out subjects" in rows(study.uri, "evaluate/again").loc["again", "message"]
+        message = rows(study.uri, "evaluate/again").loc["again", "message"]
+        assert message == "again: got no contrast of which two held-out people have both maps"
         assert evaluate.read_summary(Study(study.uri))["model"].tolist() == ["group_mean"]
-        with_it = study.storage.read("report/maps.png")
+        with_it = study.storage.read("report/figures/people.png")
         path = tmp_path / "study/study.yaml"
         document = yaml.safe_load(path.read_text())
         del document["models"]["again"]
         path.write_text(yaml.safe_dump({**document, "prediction": {"features": ["measured"]}}, sort_keys=False))
         dtg("report", study.uri, "--inline", "--quiet")
-        assert study.storage.read("report/maps.png") == with_it
+        assert study.storage.read("report/figures/people.png") == with_it
 
     def test_a_damaged_map_fails_its_subject_by_name(self, twice, tmp_path) -> None:
         shutil.copytree(twice[1], tmp_path / "study")

@@ -8,8 +8,10 @@ from dtg_ray.stats.reconstruction import (
     dice,
     dice_auc,
     identification_accuracy,
+    identified,
     normalized_diagonality_index,
     subject_correlation,
+    subject_diagonality,
 )
 from reference import PUBLISHED, needs_published
 
@@ -212,3 +214,38 @@ class TestDice:
         predicted[1, 2] = np.nan
         with pytest.raises(ValueError, match=r"maps of rows \[1\], expected finite numbers"):
             figure(predicted, actual)
+
+
+class TestOfEachSubject:
+    @pytest.fixture
+    def matrix(self):
+        return np.random.default_rng(0).uniform(-1, 1, size=(7, 7)) + np.eye(7)
+
+    def test_diagonality_is_own_match_less_that_of_others(self, matrix):
+        found = subject_diagonality(matrix)
+        for row in range(7):
+            assert found[row] == pytest.approx(matrix[row, row] - np.delete(matrix[row], row).mean())
+        assert found.mean() == pytest.approx(diagonality_index(matrix))
+
+    def test_identified_is_who_is_matched_best_by_the_own_map(self, matrix):
+        np.testing.assert_array_equal(identified(matrix), matrix.argmax(axis=1) == np.arange(7))
+        assert identified(np.ones((4, 4))).tolist() == [0.25] * 4, "ties share the point"
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_overlap_is_that_of_the_same_numbers_in_single_precision(self, ties):
+        actual, predicted = maps(n=5)
+        if ties:
+            actual, predicted = np.round(actual), np.round(predicted - 4)
+        halves = [one.astype(np.float16) for one in (predicted, actual)]
+        singles = [one.astype(np.float32) for one in halves]
+        np.testing.assert_array_equal(dice(*halves), dice(*singles))
+        np.testing.assert_array_equal(dice_auc(*halves), dice_auc(*singles))
+        for subject in range(5):
+            expected = plain_dice(*(np.abs(one[subject]) for one in singles), 0.25)
+            assert dice(*halves)[subject] == pytest.approx(expected)
+
+    def test_a_map_of_zeros_keeps_nothing(self):
+        zeros = np.zeros((1, 50), dtype=np.float16)
+        assert dice(zeros, zeros).tolist() == [0]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dtg_ray import ledger
 from dtg_ray.config import feature_folder
-from dtg_ray.errors import MissingFileError
-from dtg_ray.ledger import COMMON, target_unit
+from dtg_ray.ledger import COMMON
+from dtg_ray.results import FEATURE_COMPARISONS, SCORES, prediction_table
 from dtg_ray.stages.prediction.cells import DECISION, TESTED
 from dtg_ray.stages.prediction.people import labels_of
 from dtg_ray.stats.classification import auc
@@ -23,13 +23,6 @@ from dtg_ray.stats.metrics import pearson
 from dtg_ray.store.receipts import Row
 from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
-
-SCORES, COMPARISONS = "prediction/scores.parquet", "prediction/comparisons.parquet"
-
-
-def table_name(feature: str, what: str, target: str) -> str:
-    """Where a table of one target is: `prediction/FEATURES/WHAT/TARGET.parquet`."""
-    return f"prediction/{feature_folder(feature)}/{what}/{target_unit(target)}.parquet"
 
 
 def summarise(book: ledger.Ledger) -> Row:
@@ -44,7 +37,7 @@ def summarise(book: ledger.Ledger) -> Row:
         feature: [name.removesuffix(COMMON) for name in names if COMMON in name] for feature, names in done.items()
     }
     comparisons = compare(study, in_common)
-    write_table(study.storage, COMPARISONS, comparisons)
+    write_table(study.storage, FEATURE_COMPARISONS, comparisons)
     return Row("scores", "done", qc={"tests": float(len(scores)), "comparisons": float(len(comparisons))})
 
 
@@ -64,12 +57,12 @@ def all_scores(study: Study, done: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     cells = [(feature, target) for feature, targets in done.items() for target in targets]
     if not cells:
         return pd.DataFrame()
-    tables = [read_table(study.storage, table_name(feature, "scores", target)) for feature, target in cells]
+    tables = [read_table(study.storage, prediction_table(feature, "scores", target)) for feature, target in cells]
     for (feature, _), table in zip(cells, tables, strict=True):
         table.insert(0, "features", feature)
     scores = pd.concat(tables, ignore_index=True)
     nulls = [
-        read_table(study.storage, table_name(feature, "nulls", target))[metric].to_numpy()
+        read_table(study.storage, prediction_table(feature, "nulls", target))[metric].to_numpy()
         for (feature, target), metric in zip(cells, scores["metric"], strict=True)
     ]
     shortest = min(map(len, nulls))
@@ -109,8 +102,8 @@ class _Predicted:
     def __init__(self, study: Study, feature: str, target: str) -> None:
         self.feature, self.target = feature, target
         self.metric = TESTED[study.config.prediction.kind_of(target)]
-        self.folds = read_table(study.storage, table_name(feature, "common/folds", target))
-        self.table = read_table(study.storage, table_name(feature, "common/predictions", target))
+        self.folds = read_table(study.storage, prediction_table(feature, "common/folds", target))
+        self.table = read_table(study.storage, prediction_table(feature, "common/predictions", target))
 
     @property
     def predicted(self) -> NDArray[np.float64]:
@@ -162,11 +155,3 @@ def _pair(study: Study, first: _Predicted, second: _Predicted) -> dict[str, obje
         "p_t": p_t,
         "p_permutation": p,
     }
-
-
-def read_scores(study: Study) -> pd.DataFrame:
-    """Scores of all tests, a row per feature set and target; empty where they were not made yet."""
-    try:
-        return read_table(study.storage, SCORES)
-    except MissingFileError:
-        return pd.DataFrame()
