@@ -15,6 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from browser import browser, open_page, screenshots  # noqa: F401 (fixtures)
 from dtg_ray.store.files import Storage
 from s3_faults import Faults, forget_connections, proxy
 

@@ -7,8 +7,8 @@ import re
 
 import pandas as pd
 
-MISSING = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
+MISSING = "–"
+MINUS = "−"
 P_VALUE = re.compile(r"p|.*[ _]p|p[ _(-].*", re.IGNORECASE)
 SMALLEST_P = 1e-4
 DECIMALS = ((0.01, 5), (0.1, 4), (10, 3), (100, 2), (10_000, 1))

@@ -49,7 +49,7 @@ function readMaps(data) {
     grey: data.background === null ? null : bytesOf(data.background),
     palette: Array.from({ length: 256 }, (_, code) => colourOf(((code - 128) * data.step) / data.limit)),
     strides: [rows * columns, columns, 1],
-    digits: Math.max(0, Math.min(6, 1 - Math.floor(Math.log10(data.step)))),
+    digits: Math.max(0, Math.min(6, -Math.floor(Math.log10(data.step)))), // no more than the steps allow
     codes: (number) => (maps[number] ??= new Int8Array(bytesOf(data.maps[number]).buffer)),
   };
 }
@@ -207,7 +207,7 @@ function startViewer(figure) {
       slider.value = String(millimetres(axis));
       slider.nextElementSibling.textContent = `${readable(millimetres(axis), shared.spacing[axis] % 1 ? 1 : 0)} mm`;
     });
-    threshold.nextElementSibling.textContent = `${readable(state.threshold, 2)} ${shared.unit}`;
+    threshold.nextElementSibling.textContent = `${readable(state.threshold, shared.digits)} ${shared.unit}`;
     threshold.setAttribute("aria-valuetext", threshold.nextElementSibling.textContent);
     const where = axes.map((slider, axis) => `${"xyz"[axis]} ${slider.nextElementSibling.textContent}`.replace(" mm", ""));
     figure.querySelector("[data-readout]").textContent =
@@ -224,8 +224,7 @@ function startViewer(figure) {
   });
   threshold.addEventListener("input", refresh);
   for (const end of figure.querySelectorAll("[data-limit]")) {
-    end.textContent = `${readable(Number(end.dataset.limit) * shared.limit, 2)} ${shared.unit}`;
+    end.textContent = `${readable(Number(end.dataset.limit) * shared.limit, shared.digits)} ${shared.unit}`;
   }
-  state.point = peakOf(shared, panes[0].codes());
   refresh();
 }
