@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 NAMES = {
-    "r": "correlation with the own measured map (r)",
+    "r": "r with the own measured map",
     "diagonality": "diagonality index",
     "identification": "identified",
     "dice": "Dice (top 25%)",
@@ -124,10 +123,9 @@ def matrices(found: Mapping[str, pd.DataFrame]) -> Drawing:
     n_rows = -(-len(found) // n_columns)
     with canvas(2.6 * n_columns + 0.3, 2.6 * n_rows + 0.2) as drawing:
         panels = drawing.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axes, (title, matrix) in itertools.zip_longest(panels, found.items(), fillvalue=("", None)):
-            if matrix is None:
-                axes.set_visible(False)
-                continue
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        for axes, (title, matrix) in zip(panels, found.items(), strict=False):
             values = matrix.to_numpy(dtype=float)
             low, high = np.percentile(values, [1, 99.5])
             image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +80,7 @@ def nulls(scores: pd.DataFrame, found: Mapping[tuple[str, str], NDArray[np.float
     return drawing
 
 
-def _null(axes: Axes, row: Mapping[str, float], null: NDArray[np.floating], colour: str) -> None:
+def _null(axes: Axes, row: Mapping[Any, Any], null: NDArray[np.floating], colour: str) -> None:
     known = null[np.isfinite(null)]
     if len(known):
         axes.hist(known, bins=30, color=FAINT)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from browser import DESKTOP, PHONE, Opened, browser, open_page, screenshots
+from browser import DESKTOP, PHONE, Opened
 from dtg_ray import Study, ledger
 from dtg_ray.errors import StudyError
 from dtg_ray.results import Results
@@ -19,7 +19,6 @@ from dtg_ray.stages import pipeline, report
 from dtg_ray.stages.report import PAGE
 from dtg_ray.stages.runtime import Options
 
-__all__ = ["browser", "open_page", "screenshots"]
 QUIET = Options(quiet=True)
 WHOLE = ["summary", "cohort", "training", "reconstruction", "identification", "maps", "space", "phenotypes"]
 ALWAYS = ["resources", "methods"]
@@ -45,15 +44,11 @@ def shown(opened: Opened) -> list[str]:
 
 
 class TestPage:
-    @pytest.fixture(scope="class")
-    def page(self, finished: Path) -> Path:
-        return finished / PAGE
-
     @pytest.mark.parametrize(("name", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
     def test_opens_from_disk_with_every_section_and_picture(
-        self, page: Path, open_page: Open, screenshots: Path, name: str, size: tuple[int, int]
+        self, finished: Path, open_page: Open, screenshots: Path, name: str, size: tuple[int, int]
     ) -> None:
-        opened = open_page(page, size)
+        opened = open_page(finished / PAGE, size)
         opened.page.wait_for_load_state()
         assert opened.problems == []
         assert opened.foreign == []
@@ -66,10 +61,10 @@ class TestPage:
         wide = opened.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not wide, "the page scrolls sideways"
         opened.page.screenshot(path=screenshots / f"report-{name}.png", full_page=True)
-        assert page.stat().st_size < 15 * 2**20
+        assert (finished / PAGE).stat().st_size < 15 * 2**20
 
-    def test_the_slice_viewer_moves(self, page: Path, open_page: Open) -> None:
-        opened = open_page(page)
+    def test_the_slice_viewer_moves(self, finished: Path, open_page: Open) -> None:
+        opened = open_page(finished / PAGE)
         slider = opened.page.locator("#maps input[type=range]").first
         canvases = opened.page.locator("#maps canvas")
         before = [canvases.nth(one).evaluate("canvas => canvas.toDataURL()") for one in range(canvases.count())]
@@ -81,8 +76,8 @@ class TestPage:
         assert before != after
         assert opened.problems == []
 
-    def test_tables_sort(self, page: Path, open_page: Open, finished: Path) -> None:
-        opened = open_page(page)
+    def test_tables_sort(self, finished: Path, open_page: Open) -> None:
+        opened = open_page(finished / PAGE)
         table = opened.page.locator("table:has(th:has-text('gain_r'))").first
         header = table.locator("th", has_text="gain_r").first
         place = header.evaluate("cell => cell.cellIndex")
@@ -146,7 +141,8 @@ class TestMissingPieces:
 
     def test_one_model(self, finished: Path, tmp_path: Path, open_page: Open) -> None:
         study = copy(finished, tmp_path, "prediction", "predict", "scores", "evaluation", "evaluate", "comparison")
-        study = change(study, models={"linear": {"kind": "linear"}}, prediction={"features": ["synthetic:linear"]})
+        prediction = {"features": ["synthetic:linear"], "folds": 3, "permutations": 20}
+        study = change(study, models={"linear": {"kind": "linear"}}, prediction=prediction)
         pipeline.run(study, Options(quiet=True, inline=True))
         assert self.made(study, open_page) == [name for name in WHOLE if name != "training"] + ALWAYS
 

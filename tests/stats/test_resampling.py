@@ -63,7 +63,7 @@ class TestBootstrap:
 class TestPaired:
     def test_is_that_of_scipy(self):
         rng = np.random.default_rng(0)
-        a, b = rng.normal(size=(2, 40)) + [[0.4], [0]]
+        a, b = rng.normal(size=(2, 40)) + np.array([[0.4], [0]])
         a[3], b[7] = np.nan, np.nan
         found, theirs = paired_t(a, b), stats.ttest_rel(a, b, nan_policy="omit")
         assert found.subjects == 38

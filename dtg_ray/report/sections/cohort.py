@@ -28,18 +28,18 @@ def section(results: Results, book: Ledger) -> Section:
         Table(
             "splits",
             "People by split",
-            "Held out is the split `test`. `synthesis` are people without measured maps, `related` members of a family "
+            "Held out is the split test. In synthesis are people without measured maps, in related members of a family "
             "of which somebody was trained on.",
             _splits(results),
         )
     ]
     if (figure := _quality(book)) is not None:
         parts.append(figure)
-    stages = ledger.status(book)
+    stages = ledger.status(book).query("stage != 'report'")
     parts.append(Table("stages", "What was done", "Units are blocks of people, models or phenotypes.", stages))
     failures = ledger.failures(book)
     if len(failures):
-        text = "Failed: an input could not be used. Excluded: a rule of `quality` was broken."
+        text = "Failed: an input could not be used. Excluded: a rule of the quality section was broken."
         parts.append(Table("fell-out", "Who fell out, and why", text, failures))
     left_out = results.table(LEFT_OUT)
     if len(left_out):

@@ -26,7 +26,7 @@ def training(results: Results, _: Ledger) -> Section:
         return Section("training", "Training", [])
     numbers = pd.concat([one.assign(model=name) for name, one in found.items()], ignore_index=True)
     shown = [name for name in numbers if "/" not in str(name)]
-    caption = "Validation is over people of the split `validation`; the best epoch by its rule is what is used."
+    caption = "Validation is over people of the split validation; the best epoch by its rule is what is used."
     figure = Figure(
         "training",
         "Loss and validation by epoch",
@@ -60,7 +60,7 @@ def reconstruction(results: Results, _: Ledger) -> Section:
         parts.append(Table("model-comparisons", "Models against each other", text, tests))
     if len(groups := results.groups):
         overall = groups[groups["contrast"] == ALL].drop(columns="contrast")
-        text = "Means over contrasts; by split, and for held-out people by site, sex or whatever `evaluation.by` names."
+        text = "Means over contrasts; by split, and for held-out people by what evaluation.by in study.yaml names."
         parts.append(Table("groups", "By split and group", text, overall))
     summary = (
         "r is the correlation, over grey matter, of a person's synthetic and measured map. The diagonality index is "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,7 +76,8 @@ def _means(study: Study, table: pd.DataFrame, names: Mapping[str, str]) -> Itera
     families = families.where(families.notna() & (families != ""), table.index.to_series())
     found: Interval = bootstrap_mean(table.to_numpy(), config.bootstrap, config.seed, families.to_numpy(dtype=str))
     counts = table.notna().sum()
-    for number, (contrast, figure) in enumerate(table.columns):
+    columns: Any = table.columns.to_list()
+    for number, (contrast, figure) in enumerate(columns):
         if counts.iloc[number]:
             values = {"value": found.mean[number], "low": found.low[number], "high": found.high[number]}
             subjects = int(counts.iloc[number])
@@ -142,12 +145,12 @@ def compare_models(wide: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     lines = []
     for (first, a), (second, b) in itertools.combinations(wide.items(), 2):
         subjects = a.index.intersection(b.index)
-        for contrast, figure in a.columns.intersection(b.columns, sort=False):
+        shared: Any = a.columns.intersection(b.columns, sort=False).to_list()
+        for contrast, figure in shared:
             if figure in TESTED:
                 test = paired_t(*(one.loc[subjects, (contrast, figure)].to_numpy() for one in (a, b)))
                 names = {"first": first, "second": second, "contrast": contrast, "figure": figure}
-                found = {"subjects": test.subjects, "difference": test.difference}
-                lines.append({**names, **found, "t": test.t, "p": test.p, "d": test.d})
+                lines.append({**names, **asdict(test)})
     table = pd.DataFrame(lines)
     if len(table):
         table["q"] = table.groupby("figure")["p"].transform(false_discovery_rate)
