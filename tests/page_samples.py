@@ -155,11 +155,11 @@ def smooth_maps(grid, count, seed=0):
     return [(6 * volume / volume.std() / 2).ravel()[grid.flat_index] for volume in noise]
 
 
-def sample_viewer():
-    """18 maps of the whole brain at 2 mm."""
+def sample_viewer(n_maps=N_MAPS):
+    """Maps of the whole brain at 2 mm."""
     grid = Grid.mni152(2)
-    names = [f"{subject}, {kind}" for subject in range(N_MAPS // 2) for kind in ("measured", "synthetic (unet)")]
-    maps = dict(zip(names, smooth_maps(grid, N_MAPS), strict=True))
+    names = [f"{subject}, {kind}" for subject in range(n_maps // 2) for kind in ("measured", "synthetic (unet)")]
+    maps = dict(zip(names, smooth_maps(grid, n_maps), strict=True))
     return Viewer("people", "Measured and synthetic maps", "TASK_CONTRAST-7 of nine people.", grid, maps)
 
 

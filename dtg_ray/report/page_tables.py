@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -67,7 +68,7 @@ def _p_value(value: float) -> str:
     return f"{value:.4f}" if value >= SMALLEST_P else f"< {SMALLEST_P:.4f}"
 
 
-def _other(value: object) -> str:
+def _other(value: Any) -> str:
     """Words, whole numbers, dates, lists."""
     if isinstance(value, bool) or type(value).__name__ == "bool":  # numpy's is no subclass
         return "yes" if value else "no"

@@ -11,9 +11,15 @@ from page_samples import contrasts, long_table
 
 
 @pytest.fixture
-def table(open_page, sample):
+def table(open_page, page_of):
     """The table of 47 rows."""
-    return open_page(sample).page.locator("#table_contrasts")
+    return open_page(page_of(Table("contrasts", "Contrasts", "", contrasts()))).page.locator("#table_contrasts")
+
+
+@pytest.fixture
+def long(open_page, page_of):
+    """The table of 250 rows."""
+    return open_page(page_of(Table("subjects", "Subjects", "", long_table()))).page.locator("#table_subjects")
 
 
 def column(table, name):
@@ -110,23 +116,21 @@ def test_short_tables_need_no_filter(open_page, page_of, rows, filters):
     assert page.get_by_label("Filter").count() == filters
 
 
-def test_a_long_table_is_cut_until_all_is_asked_for(open_page, sample):
-    table = open_page(sample).page.locator("#table_subjects")
-    assert len(column(table, "subject")) == 200
-    assert table.get_by_role("status").inner_text() == "250 rows, the first 200 shown"
-    table.get_by_role("button", name="Show all 250 rows").press("Enter")
-    assert column(table, "subject") == long_table()["subject"].tolist()
-    assert column(table, "note")[9] == "motion, or rest; with a line"
-    assert not table.get_by_role("button", name="Show all").is_visible()
+def test_a_long_table_is_cut_until_all_is_asked_for(long):
+    assert len(column(long, "subject")) == 200
+    assert long.get_by_role("status").inner_text() == "250 rows, the first 200 shown"
+    long.get_by_role("button", name="Show all 250 rows").press("Enter")
+    assert column(long, "subject") == long_table()["subject"].tolist()
+    assert column(long, "note")[9] == "motion, or rest; with a line"
+    assert not long.get_by_role("button", name="Show all").is_visible()
 
 
-def test_the_rows_that_are_not_drawn_are_sorted_and_found_too(open_page, sample):
-    table = open_page(sample).page.locator("#table_subjects")
+def test_the_rows_that_are_not_drawn_are_sorted_and_found_too(long):
     for _ in range(2):
-        header(table, "subject").get_by_role("button").click()
-    assert column(table, "subject")[:2] == ["sub-250", "sub-249"]
-    table.get_by_label("Filter").fill("sub-24")
-    assert column(table, "subject") == [*(f"sub-{number}" for number in range(249, 239, -1)), "sub-24"]
+        header(long, "subject").get_by_role("button").click()
+    assert column(long, "subject")[:2] == ["sub-250", "sub-249"]
+    long.get_by_label("Filter").fill("sub-24")
+    assert column(long, "subject") == [*(f"sub-{number}" for number in range(249, 239, -1)), "sub-24"]
 
 
 def test_numbers_stand_to_the_right_with_their_names(table):

@@ -30,9 +30,15 @@ HOT = """(canvas, sign) => {
 
 
 @pytest.fixture
-def viewer(open_page, sample):
-    """The viewer of 18 maps."""
-    return open_page(sample).page.locator("[data-viewer]")
+def viewer(open_page, page_of, maps):
+    """The viewer of four maps."""
+    return open_page(page_of(maps)).page.locator("[data-viewer]")
+
+
+@pytest.fixture(scope="module")
+def maps():
+    """Four maps of the whole brain at 2 mm."""
+    return sample_viewer(4)
 
 
 def readout(viewer):
@@ -99,17 +105,16 @@ def test_dragging_goes_on_moving_and_letting_go_ends_it(viewer):
 
 
 @pytest.mark.parametrize("place", [(-40, -20, 10), (36, 22, 48), (0, -60, -20)])
-def test_the_values_are_those_of_the_maps_at_that_place(viewer, place):
-    sample = sample_viewer()
+def test_the_values_are_those_of_the_maps_at_that_place(viewer, maps, place):
     for axis, millimetres in enumerate(place):
         slide(viewer, axis, millimetres)
-    viewer.locator("select").nth(1).select_option(index=7)
+    viewer.locator("select").nth(1).select_option(index=3)
     shown, first, second = readout(viewer)
     assert shown.tolist() == list(place)
-    voxel = int(np.abs(sample.grid.coordinates - place).sum(axis=1).argmin())
-    maps = list(sample.maps.values())
-    step = float(np.abs(maps).max()) / 127
-    for text, expected in ((first, maps[0][voxel]), (second, maps[7][voxel])):
+    voxel = int(np.abs(maps.grid.coordinates - place).sum(axis=1).argmin())
+    values = list(maps.maps.values())
+    step = float(np.abs(values).max()) / 127
+    for text, expected in ((first, values[0][voxel]), (second, values[3][voxel])):
         assert float(text) == pytest.approx(expected, abs=step / 2 + 0.5 / 10 ** len(text.partition(".")[2]))
     assert viewer.locator("[data-value]").all_inner_texts() == [first.replace("-", "−"), second.replace("-", "−")]
 
