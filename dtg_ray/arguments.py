@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _add_import(verbs)
     _add_finetune(verbs)
     _add_transfer_curve(verbs)
+    _add_interpret(verbs)
     _add_withdraw(verbs)
     _add_export(verbs)
     status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
@@ -130,6 +131,26 @@ def _add_transfer_curve(verbs: Any) -> None:  # argparse gives this object no pu
     verb.add_argument("--sizes", nargs="+", help="subjects, or shares of them (default: 3 1%% 5%% 10%% ... 100%%)")
     _add_run_options(verb)
     verb.set_defaults(verb=does.transfer_curve)
+
+
+def _add_interpret(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "which ROIs and voxels of the connectome drive synthetic contrasts, or predicted phenotypes"
+    verb = verbs.add_parser("interpret", help=text, description=text)
+    verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
+    verb.add_argument("--model", help="a network of study.yaml (default: the first)")
+    verb.add_argument("--contrast", nargs="+", metavar="NAME", help="only these (default: all, without --phenotype)")
+    verb.add_argument("--phenotype", nargs="+", metavar="NAME", help="as predicted from the maps of the model")
+    verb.add_argument("--subjects", type=int, default=50, metavar="N", help="at most, evenly chosen (default: 50)")
+    verb.add_argument("--split", default="test", help="of the cohort, that they are from (default: test)")
+    methods = ("integrated_gradients", "smooth_grad")
+    verb.add_argument("--method", choices=methods, default=methods[0], help=f"(default: {methods[0]})")
+    verb.add_argument("--steps", type=int, default=32, help="of integrated gradients (default: 32)")
+    verb.add_argument("--samples", type=int, default=32, help="noisy copies of smooth_grad (default: 32)")
+    verb.add_argument("--noise", type=float, default=0.15, help="share of a connectome's range (default: 0.15)")
+    verb.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    verb.add_argument("--images", type=int, default=0, metavar="N", help="NIfTI images of the N most important ROIs")
+    _add_run_options(verb)
+    verb.set_defaults(verb=does.interpret)
 
 
 def _add_withdraw(verbs: Any) -> None:  # argparse gives this object no public name

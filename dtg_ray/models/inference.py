@@ -111,7 +111,7 @@ class Inference:
         on_gpu, start = self.device.type == "cuda", 0
         shape = (len(connectome), self.n_contrasts, self.grid.n_voxels)
         maps = torch.empty(shape, dtype=DTYPES[dtype], pin_memory=on_gpu)  # pinned: copied while the GPU goes on
-        with torch.inference_mode(), _reproducible():
+        with torch.inference_mode(), reproducible():
             while start < len(connectome):
                 rows = slice(start, start + self.batch)
                 if self._fits(connectome[rows], maps[rows]):
@@ -265,7 +265,7 @@ def _compiled(network: nn.Module, boxes: Tensor) -> Callable[[Tensor], Tensor]:
     return made[0]
 
 
-def _reproducible() -> contextlib.AbstractContextManager[None]:
+def reproducible() -> contextlib.AbstractContextManager[None]:
     """No choice of algorithms by their speed of the day, none that add up in another order each time, no TF32."""
     flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
