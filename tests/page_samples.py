@@ -79,7 +79,7 @@ def box_figure():
         )
     axes.set_xticks(range(12), [f"contrast {number}" for number in range(12)], rotation=30, ha="right")
     axes.set_ylabel("r of synthetic and measured map")
-    axes.legend(frameon=False, ncols=4)
+    axes.legend(frameon=False, ncols=4, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     numbers = pd.DataFrame({name: values[name].ravel() for name in MODELS})
     alt = "Box plots of r per contrast: retest highest, then unet, linear and group mean."
@@ -95,7 +95,7 @@ def loss_figure():
     for name, colour in (("training", "#0072B2"), ("validation", "#D55E00")):
         axes.plot(numbers["epoch"], numbers[name], color=colour, label=name)
     axes.set(xlabel="epoch", ylabel="loss")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     return Figure("loss", "Loss", "Over 80 epochs.", "Both losses fall and level off.", svg(drawing), "svg", numbers)
 
