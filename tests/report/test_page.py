@@ -193,6 +193,8 @@ def test_on_paper_there_are_all_rows_and_no_controls(open_page, sample):
     assert page.locator("#table_subjects .scroll").evaluate("(one) => one.scrollHeight <= one.clientHeight + 1")
     assert page.locator("#figure_loss").evaluate("(one) => getComputedStyle(one).breakInside") == "avoid"
     assert page.locator("#table_phenotypes tr").first.evaluate("(one) => getComputedStyle(one).breakInside") == "avoid"
+    # a button of a header would be drawn on the first page of its table only
+    assert page.locator("th button").first.evaluate("(one) => getComputedStyle(one).display") == "contents"
     assert page.pdf().startswith(b"%PDF")
     page.emulate_media(media="screen")
     until(lambda: rows.count() == 11)
