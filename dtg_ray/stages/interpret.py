@@ -40,8 +40,11 @@ FORMAT = 1
 """Raised when attributions change their meaning, so that old ones are made again."""
 SUBJECTS_PER_PART = 4
 """A part is done by one worker and is what an interruption costs; who is in which must not depend on the workers."""
-BACKWARD = 2
-"""A gradient takes so many times what the network takes forwards."""
+GRADIENT = 2
+"""A gradient takes so many times what the network takes: forwards, and backwards to its input alone."""
+
+COPIES = 10
+"""Of attributions in double precision that a worker holds, what is being written included."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def plan(book: ledger.Ledger, job: Job, n_targets: int, left: Sequence[str]) -> 
     values, network = study.n_rois * study.grid.n_voxels, network_config(study, job.model) or {}
     batch = batch_within(network, study.grid.shape) * bytes_per_connectome(network, study.grid.shape)
     unread = rows[~rows.index.isin(list(job.windows))]
-    each = estimates.network_seconds(network, study.grid.shape, "float32") * (1 + BACKWARD) / config.cpus_per_actor
+    each = estimates.network_seconds(network, study.grid.shape, "float32") * GRADIENT / config.cpus_per_actor
     windows, made = study.config.connectomes.windows, connectomes.seconds_per_subject(book, unread)[0]
     stored = (len(rows) - len(unread)) * windows * values * 2
     chunks = 2 * study.n_rois * len(pending)
@@ -242,7 +245,7 @@ def plan(book: ledger.Ledger, job: Job, n_targets: int, left: Sequence[str]) -> 
         bytes_in=connectomes.bytes_of_runs(unread) + stored,
         bytes_out=len(left) * 2 * values * 8 + len(pending) * 2 * values * 4,
         objects=objects,
-        memory=batch + 7 * values * 8 + connectomes.memory_of_a_subject(study, unread) + 500 * 2**20,
+        memory=batch + COPIES * values * 8 + connectomes.memory_of_a_subject(study, unread) + 500 * 2**20,
         seconds=len(people) * windows * job.method.passes * each + len(unread) * made,
         requests=estimates.requests(study.uri, objects, len(left)) + estimates.image_requests(unread),
         cpus=config.cpus_per_actor,
