@@ -116,6 +116,8 @@ def test_every_stage_runs_as_a_job_and_gives_the_same_bytes(
     assert (Study(root).status()["pending"] == 0).all()
     assert arrays(Path(root)) == arrays(finished)
     assert "nothing to do" in submit(cluster, "jobs/run.py", root)
+    submit(cluster, "jobs/interpret.py", root, "--subjects", "2", "--steps", "2")
+    assert (tmp_path / "study/interpretation/unet.parquet").exists()
 
 
 def test_without_the_token_nobody_gets_in(cluster: str) -> None:
