@@ -200,7 +200,7 @@ class TestStale:
     """A changed setting makes exactly that work stale that depends on it."""
 
     # what waits for stale work has no fingerprint, so it is pending as well
-    AFTER_MODEL = ("synthesize/unet", "evaluate/unet", *PREDICTIONS, "report")
+    AFTER_MODEL = ("synthesize/unet", "evaluate/unet", "comparison", *PREDICTIONS, "report")
 
     @pytest.mark.parametrize(
         ("settings", "expected"),
@@ -213,20 +213,20 @@ class TestStale:
                 {"contrasts": ["MOTOR_LH"]},
                 [stage for stage in ORDER if stage != "connectomes" and not stage.startswith("synthesize")],
             ),
-            ({"models": {"unet": {"kind": "network", "train": {"epochs": 4}}}}, ["train/unet"]),
+            ({"models": {"unet": {"kind": "network", "train": {"epochs": 4}}}}, ["train/unet", "report"]),
             (
                 {"models": {"other": {"kind": "linear"}}},
-                ["train/other", "synthesize/other", "evaluate/other", "report"],
+                ["train/other", "synthesize/other", "evaluate/other", "comparison", "report"],
             ),
-            ({"prediction": {"folds": 3}}, PREDICTIONS),
-            ({"prediction": {"weight_maps": True}}, PREDICTIONS),
-            ({"prediction": {"repeats": 3}}, PREDICTIONS),
+            ({"prediction": {"folds": 3}}, [*PREDICTIONS, "report"]),
+            ({"prediction": {"weight_maps": True}}, [*PREDICTIONS, "report"]),
+            ({"prediction": {"repeats": 3}}, [*PREDICTIONS, "report"]),
             ({"prediction": {"targets": {"age": {"confounds": []}}}}, []),
-            ({"prediction": {"targets": {"age": {"kind": "classification"}}}}, PREDICTIONS),
-            ({"prediction": {"features": ["measured"]}}, ["scores"]),
+            ({"prediction": {"targets": {"age": {"kind": "classification"}}}}, [*PREDICTIONS, "report"]),
+            ({"prediction": {"features": ["measured"]}}, ["scores", "report"]),
             (
                 {"prediction": {"stacks": {"both": {"of": ["measured", "connectome"]}}}},
-                [*PREDICTIONS[:-1], "predict/both", "scores"],
+                [*PREDICTIONS[:-1], "predict/both", "scores", "report"],
             ),
             ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two", "slab": 7}}, []),
             (
@@ -257,7 +257,7 @@ class TestStale:
         table = pd.read_parquet(finished.storage.uri(PHENOTYPES))
         table.loc[2, "age"] += 1
         finished.storage.write(PHENOTYPES, table.to_parquet(index=False))
-        assert stale(Study(finished.uri)) == PREDICTIONS
+        assert stale(Study(finished.uri)) == [*PREDICTIONS, "report"]
 
     def test_other_values_of_a_phenotype_concern_its_own_tables_alone(self, finished):
         table = pd.read_parquet(finished.storage.uri(PHENOTYPES)).assign(more=[1, 2, 3, 4, 5, 6])
@@ -269,7 +269,7 @@ class TestStale:
         study.storage.write(PHENOTYPES, table.to_parquet(index=False))
         study = Study(finished.uri)
         assert account(study, "predict/measured").pending() == ["more", "more+common"]
-        assert stale(study) == PREDICTIONS
+        assert stale(study) == [*PREDICTIONS, "report"]
         as_confound = change(study, prediction={"targets": {"age": {"confounds": ["more"]}}})
         assert account(as_confound, "predict/measured").pending() == ["age", "age+common"]
 

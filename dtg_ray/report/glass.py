@@ -43,7 +43,7 @@ def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
                     grid.image(vector.astype(np.float32)),
                     display_mode="lyrz",
                     figure=drawing,
-                    axes=(0.0, 1 - (row + 1) * height, 0.93, 0.94 * height),
+                    axes=(0.0, 1 - (row + 1) * height, 0.92, 0.94 * height),
                     title=title,
                     vmax=limit,
                     threshold=THRESHOLD * limit,
@@ -53,7 +53,7 @@ def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
                     colorbar=False,
                 )
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-limit, limit), "RdBu_r")
-        drawing.colorbar(scale, cax=drawing.add_axes((0.945, 0.2, 0.012, 0.6)), label="z")
+        drawing.colorbar(scale, cax=drawing.add_axes((0.93, 0.2, 0.012, 0.6)), label="z")
     return drawing
 
 

@@ -88,7 +88,9 @@ def _null(axes: Axes, row: Mapping[Any, Any], null: NDArray[np.floating], colour
     axes.set(yticks=[])
     axes.tick_params(labelsize=7)
     axes.spines["left"].set_visible(False)
-    axes.annotate(f"p = {row['p']:.3g}", (0.98, 0.82), xycoords="axes fraction", ha="right", fontsize=7)
+    above = len(known) > 0 and row[str(row["metric"])] > np.median(known)  # where the line is not
+    at, side = (0.02, "left") if above else (0.98, "right")
+    axes.annotate(f"p = {row['p']:.3g}", (at, 0.82), xycoords="axes fraction", ha=side, fontsize=7)
 
 
 def differences(table: pd.DataFrame, targets: Sequence[str]) -> Drawing:

@@ -24,6 +24,7 @@ MEMORY = 1024 * 2**20
 
 def run(study: Study, options: Options) -> pd.DataFrame:
     """Make the page when a result has changed since; returns the rows of the receipt."""
+    study = Study(study.uri)  # as it is by now: tables of people were read anew before predicting
     book = ledger.Ledger(study)
     account = book.account(STAGE)
     todo = Plan(STAGE, 1, len(account.pending()), len(study.cohort), memory=MEMORY)
