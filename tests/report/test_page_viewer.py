@@ -119,6 +119,21 @@ def test_the_values_are_those_of_the_maps_at_that_place(viewer, maps, place):
     assert viewer.locator("[data-value]").all_inner_texts() == [first.replace("-", "−"), second.replace("-", "−")]
 
 
+def test_a_mask_full_of_holes_has_every_value_at_its_place(open_page, page_of):
+    rng = np.random.default_rng(0)
+    grid = Grid(np.diag([-3.0, 3, 3, 1]), rng.random((5, 6, 7)) > 0.5)
+    vector = np.linspace(-127, 127, grid.n_voxels)
+    viewer = open_page(page_of(Viewer("v", "", "", grid, {"up": vector, "down": -vector}))).page.locator(
+        "[data-viewer]"
+    )
+    box = grid.volume(vector, fill=np.nan)
+    for voxel in rng.choice(np.argwhere(np.ones(grid.shape)), 20, replace=False):
+        for axis, millimetres in enumerate(voxel * [-3, 3, 3]):
+            slide(viewer, axis, millimetres)
+        _, first, _ = readout(viewer)
+        assert first == "outside" if np.isnan(box[tuple(voxel)]) else abs(float(first) - box[tuple(voxel)]) <= 1
+
+
 def test_outside_of_the_brain_there_is_no_value(viewer):
     for axis, millimetres in enumerate((-74, -108, -72)):
         slide(viewer, axis, millimetres)
