@@ -42,7 +42,6 @@ SUBJECTS_PER_PART = 4
 """A part is done by one worker and is what an interruption costs; who is in which must not depend on the workers."""
 GRADIENT = 2
 """A gradient takes so many times what the network takes: forwards, and backwards to its input alone."""
-
 COPIES = 10
 """Of attributions in double precision that a worker holds, what is being written included."""
 

@@ -293,6 +293,8 @@ class TestAgain:
             with pytest.raises(ZeroDivisionError):
                 interpret.run(Study(str(root)), interpret.Request(subjects=5, method=Method(steps=3)), QUIET)
         assert done == units[:4]
+        planned = json.loads(tools.dtg("interpret", str(root), *FEW, "--dry-run", "--json").stdout)
+        assert (planned["units"], planned["pending"], planned["subjects"]) == (3, 2, 6)
         done.clear()
         tools.dtg("interpret", str(root), *FEW)
         assert done == units[3:]
@@ -327,6 +329,38 @@ class TestAgain:
         assert "of 1 subjects were lost" in said.stderr
         tools.dtg("interpret", str(root), "--contrast", contrast, *FEW)
         assert done[2:] == [f"contrast-{contrast}+00001"]
+
+    def test_what_another_run_has_done_meanwhile_is_not_done_again(
+        self, tools: Tools, root: Path, contrast: str, done: list[str], monkeypatch
+    ) -> None:
+        """Between the plan of this run and its first part another one does a part, then everything."""
+        other, left = ("interpret", str(root), "--contrast", contrast, *FEW), interpret._left
+        with monkeypatch.context() as broken:
+            broken.setattr("dtg_ray.stages.interpretation.results._means", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                tools.dtg(*other)
+        monkeypatch.setattr(interpret, "_left", lambda _receipts, job: list(job.parts))
+        tools.dtg(*other)
+        assert len(done) == 2
+        expected = files(root)
+        shutil.rmtree(root / "receipts/interpret")
+
+        def overtaken(*given: object) -> list[str]:
+            monkeypatch.setattr(interpret, "_left", left)
+            tools.dtg(*other)
+            return left(*given)
+
+        monkeypatch.setattr(interpret, "_left", overtaken)
+        tools.dtg(*other)
+        assert files(root) == expected
+
+    @pytest.mark.slow
+    def test_two_runs_at_once_do_no_harm(self, tools: Tools, root: Path, finished: Path, tmp_path: Path) -> None:
+        shutil.copytree(finished, tmp_path / "other")
+        tools.dtg("interpret", str(tmp_path / "other"), *FEW)
+        runs = [tools.start("interpret", str(root), *FEW) for _ in range(2)]
+        assert [run.wait(timeout=240) for run in runs] == [0, 0]
+        assert files(root) == files(tmp_path / "other")
 
     @pytest.mark.parametrize("change_", [("--steps", "4"), ("--subjects", "4")])
     def test_other_settings_are_other_results(

@@ -25,6 +25,8 @@ from dtg_ray.study import Study
 Float = NDArray[np.float64]
 ARRAYS = {"attribution": "mean over subjects", "absolute": "mean over subjects of the absolute value"}
 
+AGAIN = "the same command makes what was lost again"
+
 
 def result_name(stage: str, target: Target) -> str:
     """Where the results of a target are, but for the ending: `.zarr`, `.parquet`."""
@@ -89,7 +91,7 @@ def _means(study: Study, job: Job, parts: Sequence[Part]) -> Float:
             Receipts(study.storage, job.stage).withdraw(part.unit)
             raise StudyError(
                 f"{error}: the attributions of {len(part.subjects)} subjects were lost after their receipt was written",
-                hint="the same command makes them again",
+                hint=AGAIN,
             ) from error
     return total / sum(len(part.subjects) for part in parts)
 
@@ -162,6 +164,8 @@ def _completeness_error(receipts: Receipts, job: Job, parts: Sequence[Part]) -> 
     if job.method.name != INTEGRATED:
         return float("nan")
     figures = receipts.read([part.unit for part in parts])["qc"]  # in the order of the parts
+    if len(figures) < len(parts):
+        raise StudyError(f"{job.stage}: got {len(figures)} receipts of parts, expected {len(parts)}", hint=AGAIN)
     missed, wanted = (sum(one[key] for one in figures) for key in ("error", "difference"))
     return float(missed / wanted) if wanted else float(missed)
 
