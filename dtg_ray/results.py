@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dtg_ray.config import feature_folder
 from dtg_ray.errors import MissingFileError
 from dtg_ray.ledger import target_unit
+from dtg_ray.store.arrays import read
 from dtg_ray.store.tables import read_table
 from dtg_ray.study import Study
 
@@ -125,6 +126,16 @@ class Results:
     def prediction(self, feature: str, what: str, target: str) -> pd.DataFrame:
         """`folds`, `predictions` or `nulls` of one phenotype."""
         return self.table(prediction_table(feature, what, target))
+
+    def attributions(self, model: str) -> pd.DataFrame:
+        """What drives a network: a row per method, target and ROI, as `dtg interpret` has found."""
+        return self.table(f"interpretation/{model}.parquet")
+
+    def attribution(self, model: str, method: str, kind: str, target: str, roi: str) -> NDArray[np.float32]:
+        """Mean attribution of a contrast or phenotype through one ROI, (V,)."""
+        name = f"interpretation/{model}/{method}/{kind}-{target_unit(target)}.zarr"
+        array = self.study.storage.open_array(name, "attribution")
+        return np.asarray(read(array, (0, self.study.roi_set.names.index(roi))), dtype=np.float32)
 
     def history(self, model: str) -> pd.DataFrame:
         """The training of a network, a row per epoch."""

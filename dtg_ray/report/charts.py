@@ -22,6 +22,7 @@ NAMES = {
     "dice_auc": "area under the Dice curve",
 }
 """What figures are called on an axis."""
+MOST_ROIS = 30
 SYMLOG = 0.01
 """Diagonality up to which its axis is linear."""
 
@@ -173,4 +174,23 @@ def space(table: pd.DataFrame) -> Drawing:
         panels[0].set_ylabel(f"{table['method'].iloc[0]} 2")
         handles, labels = panels[0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside right upper", fontsize=8, markerscale=1.6)
+    return drawing
+
+
+def importance(table: pd.DataFrame) -> Drawing:
+    """Importance of ROIs (columns, the most important first) for contrasts and phenotypes (rows).
+
+    Parameters
+    ----------
+    table : DataFrame
+        target, roi, importance.
+    """
+    wide = table.pivot_table(index="target", columns="roi", values="importance", sort=False)
+    wide = wide[wide.max().sort_values(ascending=False).index[:MOST_ROIS]]
+    with canvas(1.8 + 0.36 * wide.shape[1], 1.1 + 0.32 * len(wide)) as drawing:
+        axes = drawing.subplots()
+        image = axes.imshow(wide.to_numpy(), cmap="cividis", vmin=0, aspect="auto")
+        whole_names(axes, [str(name) for name in wide.columns])
+        whole_names(axes, [str(name) for name in wide.index], vertical=True)
+        drawing.colorbar(image, ax=axes, label="share of attribution", fraction=0.04, pad=0.02)
     return drawing

@@ -20,7 +20,7 @@ THRESHOLD = 0.25
 """Of the limit of the colours: values below it are not drawn."""
 
 
-def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
+def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid, unit: str = "z") -> Drawing:
     """Glass brains, one below the other, on one colour scale, from the left, front, right and above.
 
     Parameters
@@ -29,6 +29,8 @@ def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
         By title.
     grid : Grid
         In MNI152 space.
+    unit : str
+        Beside the colours.
     """
     import matplotlib as mpl
     from nilearn import plotting
@@ -37,14 +39,14 @@ def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
     with canvas(8, 2.1 * len(maps), layout="none") as drawing:
         for row, (title, vector) in enumerate(maps.items()):
             height = 1 / len(maps)
+            drawing.text(0.01, 1 - (row + 0.02) * height, title, fontweight="bold", va="top")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of nilearn about what it does by itself
                 plotting.plot_glass_brain(
                     grid.image(vector.astype(np.float32)),
                     display_mode="lyrz",
                     figure=drawing,
-                    axes=(0.0, 1 - (row + 1) * height, 0.92, 0.94 * height),
-                    title=title,
+                    axes=(0.0, 1 - (row + 1) * height, 0.9, 0.86 * height),
                     vmax=limit,
                     threshold=THRESHOLD * limit,
                     plot_abs=False,
@@ -53,7 +55,7 @@ def brains(maps: Mapping[str, NDArray[np.floating]], grid: Grid) -> Drawing:
                     colorbar=False,
                 )
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-limit, limit), "RdBu_r")
-        drawing.colorbar(scale, cax=drawing.add_axes((0.93, 0.2, 0.012, 0.6)), label="z")
+        drawing.colorbar(scale, cax=drawing.add_axes((0.905, 0.2, 0.012, 0.6)), label=unit)
     return drawing
 
 

@@ -18,6 +18,7 @@ from dtg_ray.results import Results
 from dtg_ray.stages import pipeline, report
 from dtg_ray.stages.report import PAGE
 from dtg_ray.stages.runtime import Options
+from dtg_ray.store.tables import write_table
 
 QUIET = Options(quiet=True)
 WHOLE = ["summary", "cohort", "training", "reconstruction", "identification", "maps", "space", "phenotypes"]
@@ -123,6 +124,31 @@ class TestFiles:
         shutil.rmtree(Path(study.uri) / "receipts/scores")
         report.run(Study(study.uri), QUIET)
         assert not stale.exists()
+
+
+class TestMorePieces:
+    def test_what_was_interpreted_is_told(self, tools, finished: Path, tmp_path: Path, open_page: Open) -> None:
+        study = copy(finished, tmp_path)
+        contrast = study.config.contrasts[0]
+        tools.dtg("interpret", study.uri, "--contrast", contrast, "--subjects", "2", "--inline", "--quiet")
+        report.run(Study(study.uri), QUIET)
+        opened = open_page(Path(study.uri) / PAGE)
+        assert opened.problems == []
+        assert shown(opened) == [*WHOLE[:-1], "phenotypes", "interpretation", *ALWAYS]
+        (first,) = Results(study).attributions("unet").query("rank == 1")["roi"]
+        assert first in opened.page.locator("#interpretation table").inner_text()
+
+    def test_transfer_curves_are_drawn(self, finished: Path, tmp_path: Path, open_page: Open) -> None:
+        study = copy(finished, tmp_path)
+        lines = [
+            {"way": way, "subjects": n, "seed": seed, "r": 0.1 * n, "identification": 0.2}
+            for way in ("finetuned", "scratch")
+            for n in (3, 6)
+            for seed in range(2)
+        ]
+        write_table(study.storage, "transfer/tuned-unet.parquet", pd.DataFrame(lines))
+        report.run(Study(study.uri), QUIET)
+        assert "transfer" in shown(open_page(Path(study.uri) / PAGE))
 
 
 class TestMissingPieces:

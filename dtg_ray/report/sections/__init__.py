@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dtg_ray.ledger import Ledger
 from dtg_ray.report.page import Section
-from dtg_ray.report.sections import brains, cohort, models, phenotypes, summary, work
+from dtg_ray.report.sections import brains, cohort, interpretation, models, phenotypes, summary, work
 from dtg_ray.results import Results
 
 SECTIONS = (
@@ -16,6 +16,7 @@ SECTIONS = (
     brains.section,
     models.space,
     phenotypes.section,
+    interpretation.section,
     models.transfer,
     work.resources,
     work.methods,
