@@ -381,7 +381,7 @@ def _report(book: Ledger, _: str) -> Owed:
             counts = [sorted(one.subjects(status)) for status in ("done", "failed", "excluded")]
             known.append([stage, dict(one.owed), counts])
     beside = [book.study.storage.names(f"receipts/{verb}") for verb in ("transfer", "interpret")]
-    return {MODEL: {"report": fingerprint(FORMAT, "report", known, beside)}}
+    return {MODEL: {"report": fingerprint(FORMAT, "report", book.study.config.report, known, beside)}}
 
 
 def _outcome(book: Ledger, needed: Iterable[str], *parts: object) -> str | None:

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
         },
     },
     "prediction": {"permutations": 50, "folds": 3},
+    "report": {"group_maps": 1},
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from dtg_ray.config.evaluation import EvaluationConfig
+from dtg_ray.config.evaluation import EvaluationConfig, ReportConfig
 from dtg_ray.config.inputs import (
     CleaningConfig,
     CohortConfig,
@@ -60,6 +60,7 @@ class StudyConfig(Section):
     synthesis: SynthesisConfig = SynthesisConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     prediction: PredictionConfig = PredictionConfig()
+    report: ReportConfig = ReportConfig()
     storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")

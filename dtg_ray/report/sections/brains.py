@@ -16,8 +16,6 @@ from dtg_ray.report.style import png
 from dtg_ray.results import ACTUAL, HELD_OUT, PREDICTED, Results
 from dtg_ray.stats.metrics import pearson
 
-GROUPS = 3
-"""Contrasts whose group maps are drawn: predicted worst, in the middle and best."""
 LOOKED_AT = 50
 """People of whom the most and the least typical are taken."""
 Maps = dict[str, NDArray[np.float32]]
@@ -29,7 +27,7 @@ def section(results: Results, _: Ledger) -> Section:
     title = "Measured and synthetic maps"
     if model not in results.models:
         return Section("maps", title, [])
-    chosen = spread_out(results, model, GROUPS)
+    chosen = spread_out(results, model, study.config.report.group_maps)
     middle = chosen[len(chosen) // 2]
     people = extremes(results, model, middle)
     parts: list[Part] = [_people(results, middle, people)]

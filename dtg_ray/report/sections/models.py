@@ -162,6 +162,8 @@ def spread_out(results: Results, model: str, n: int) -> list[str]:
     names = rows["contrast"].tolist()
     if len(names) <= n:
         return names
+    if n == 1:
+        return [names[len(names) // 2]]
     return [names[round(number * (len(names) - 1) / (n - 1))] for number in range(n)]
 
 
