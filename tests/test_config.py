@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from dtg_ray.config import (
@@ -17,9 +18,11 @@ from dtg_ray.config import (
     fingerprint,
     merge,
     parse,
+    parse_saved,
     read_yaml,
     to_yaml,
 )
+from dtg_ray.config.study import LATER
 from dtg_ray.errors import ConfigError
 
 MINIMAL = {"rois": ["rois.nii.gz"], "contrasts": ["LH", "RH"]}
@@ -367,3 +370,18 @@ class TestFingerprint:
 
 def test_every_setting_of_a_study_has_a_place_in_the_file():
     assert set(parse(MINIMAL).model_dump()) == set(StudyConfig.model_fields)
+
+
+class TestSaved:
+    @pytest.mark.parametrize("name", ["prediction", "synthesis", "storage"])
+    def test_a_section_that_is_not_there_is_told(self, name):
+        document = parse(MINIMAL).model_dump(mode="json")
+        del document[name]
+        with pytest.raises(ConfigError, match=f"x.yaml: got no {name}, expected every section"):
+            parse_saved(yaml.safe_dump(document).encode(), "x.yaml")
+
+    @pytest.mark.parametrize("name", LATER)
+    def test_of_an_earlier_version_means_the_defaults(self, name):
+        document = parse(MINIMAL).model_dump(mode="json")
+        del document[name]
+        assert parse_saved(yaml.safe_dump(document).encode(), "x.yaml") == parse(MINIMAL)

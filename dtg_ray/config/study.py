@@ -41,6 +41,10 @@ from dtg_ray.config.section import Name, Section
 from dtg_ray.errors import ConfigError
 
 
+LATER = ("evaluation", "report")
+"""Sections that studies of earlier versions do not have: their defaults are what these studies mean."""
+
+
 class StudyConfig(Section):
     """Everything that decides what a study computes."""
 
@@ -201,7 +205,7 @@ def parse_saved(data: bytes, origin: str) -> StudyConfig:
         document = read_yaml(data.decode(), origin)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{origin}: not text: {error}") from error
-    if missing := [name for name in StudyConfig.model_fields if name not in document]:
+    if missing := [name for name in StudyConfig.model_fields if name not in document and name not in LATER]:
         raise ConfigError(
             f"{origin}: got no {', '.join(missing)}, expected every section, as `dtg init` writes them",
             hint="was the file cut off? put it back as it was; `NAME: {}` says that the defaults are meant",
