@@ -31,6 +31,8 @@ SCRIPTS = ("tables.js", "viewer.js", "page.js")
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 ROWS_SHOWN = 200
 ROWS_WITHOUT_FILTER = 15
+MOST_ROWS = 2000
+"""Rows that are put into the page; a table that has more, such as one of all people, is linked beside it."""
 LARGEST_NUMBERS = 256 * 1024
 """Numbers behind a figure that are longer as CSV, in bytes, are linked beside the page instead of put into it."""
 
@@ -289,17 +291,19 @@ def _png_width(data: bytes) -> int | None:
 
 def _table(table: Table) -> dict[str, Any]:
     """The first rows as cells; the others as text, of which the script makes rows when they are asked for."""
-    numeric = [is_number(table.data.iloc[:, place]) for place in range(table.data.shape[1])]
-    rows = texts(table.data)
+    data = table.data.head(MOST_ROWS)
+    numeric = [is_number(data.iloc[:, place]) for place in range(data.shape[1])]
+    rows = texts(data)
     return {
         "macro": "table",
         "part": table,
-        "columns": list(zip((str(name) for name in table.data.columns), numeric, strict=True)),
+        "columns": list(zip((str(name) for name in data.columns), numeric, strict=True)),
         "rows": rows[:ROWS_SHOWN],
         "n_rows": len(rows),
+        "n_all": len(table.data),
         "filters": len(rows) > ROWS_WITHOUT_FILTER,
         "cut": len(rows) > ROWS_SHOWN,
-        "data": {"csv": csv_text(table.data), "numeric": numeric, "shown": ROWS_SHOWN, "rest": rows[ROWS_SHOWN:]},
+        "data": {"csv": csv_text(data), "numeric": numeric, "shown": ROWS_SHOWN, "rest": rows[ROWS_SHOWN:]},
     }
 
 

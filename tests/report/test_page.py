@@ -363,3 +363,14 @@ def test_parts_that_cannot_be_drawn_are_refused():
         Viewer("v", "", "", grid, {})
     with pytest.raises(ValueError, match="figure f: got the kind 'gif', expected svg or png"):
         Figure("f", "", "", "", b"", "gif")
+
+
+def test_a_table_of_everybody_is_linked_beside_the_page():
+    everybody = pd.DataFrame({"subject": [f"sub-{number:05d}" for number in range(5000)], "r": 0.5})
+    sections = [Section("people", "People", [Table("people", "People", "", everybody)])]
+    document = render("T", "", sections, "")
+    assert "Here are the first 2000 of 5000 rows" in document
+    assert 'href="tables/people.csv"' in document
+    assert "sub-01999" in document
+    assert "sub-02000" not in document
+    assert files(sections)["tables/people.csv"].count(b"\n") == 5001
