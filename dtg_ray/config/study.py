@@ -40,7 +40,6 @@ from dtg_ray.config.prediction import (
 from dtg_ray.config.section import Name, Section
 from dtg_ray.errors import ConfigError
 
-
 LATER = ("evaluation", "report")
 """Sections that studies of earlier versions do not have: their defaults are what these studies mean."""
 
