@@ -10,12 +10,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
+from dtg_ray import __version__
 from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.config import (
     EnsembleConfig,
@@ -23,13 +24,12 @@ from dtg_ray.config import (
     ImportedConfig,
     feature_folder,
     fingerprint,
+    to_yaml,
     training_settings,
 )
 from dtg_ray.errors import MissingFileError
 from dtg_ray.store.receipts import Receipts
-
-if TYPE_CHECKING:
-    from dtg_ray.study import Study
+from dtg_ray.study import LEFT_OUT, Study
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -380,8 +380,11 @@ def _report(book: Ledger, _: str) -> Owed:
             one = book.account(stage)
             counts = [sorted(one.subjects(status)) for status in ("done", "failed", "excluded")]
             known.append([stage, dict(one.owed), counts])
-    beside = [book.study.storage.names(f"receipts/{verb}") for verb in ("transfer", "interpret")]
-    return {MODEL: {"report": fingerprint(FORMAT, "report", book.study.config.report, known, beside)}}
+    storage = book.study.storage
+    beside = [list(storage.stamps(f"receipts/{verb}").items()) for verb in ("transfer", "interpret")]
+    left_out = storage.read(LEFT_OUT).hex() if storage.exists(LEFT_OUT) else ""
+    shown = [__version__, to_yaml(book.study.config), fingerprint(left_out)]
+    return {MODEL: {"report": fingerprint(FORMAT, "report", shown, known, beside)}}
 
 
 def _outcome(book: Ledger, needed: Iterable[str], *parts: object) -> str | None:

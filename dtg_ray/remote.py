@@ -16,6 +16,8 @@ ATTEMPTS = 10
 """How often a request is tried; with its waits about half a minute of a store that answers with errors at once."""
 CONNECT_SECONDS, READ_SECONDS = 10, 30
 """How long a connection may take, and how long nothing may come over it."""
+SECRETS = (re.compile(r"(?<=://)[^/@\s\"]+@"), re.compile(r"(?<=://)([^?\s\"]*)\?[^\s\"]*"))
+"""Users with passwords in URIs, and the signatures after the question mark."""
 WITH_CREDENTIALS = re.compile(r"s3a?://(?!arn:)[^/]*[:@]|[a-z0-9+.-]+://[^/@]*:[^/]*@", re.IGNORECASE)
 """Buckets have neither colon nor at sign; a secret key may have slashes before the at sign that ends it."""
 
@@ -84,3 +86,9 @@ def refuse_credentials(uri: str) -> None:
             "got a URI with credentials in it, expected one such as s3://bucket/prefix",
             hint="credentials come from the environment or the role: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on",
         )
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URIs tell no user, password or signature."""
+    users, signatures = SECRETS
+    return signatures.sub(r"\1", users.sub("", text))

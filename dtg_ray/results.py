@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dtg_ray.config import feature_folder
 from dtg_ray.errors import MissingFileError
-from dtg_ray.ledger import target_unit
+from dtg_ray.ledger import model_hash, target_unit
 from dtg_ray.store.arrays import read
 from dtg_ray.store.tables import read_table
 from dtg_ray.study import Study
@@ -79,6 +79,12 @@ class Results:
         return [name for name in self.study.config.models if name in done]
 
     @property
+    def model(self) -> str:
+        """Whose maps are shown: the first network, or another model where that was not evaluated."""
+        first = self.study.default_model
+        return min(self.models or [first], key=lambda name: (name != first, _is_baseline(self.study, name)))
+
+    @property
     def groups(self) -> pd.DataFrame:
         """Figures by split, and of held-out people by site, sex and so on, with intervals."""
         return self.table(GROUPS)
@@ -128,8 +134,9 @@ class Results:
         return self.table(prediction_table(feature, what, target))
 
     def attributions(self, model: str) -> pd.DataFrame:
-        """What drives a network: a row per method, target and ROI, as `dtg interpret` has found."""
-        return self.table(f"interpretation/{model}.parquet")
+        """What drives a network as it is today: a row per method, target and ROI, as `dtg interpret` has found."""
+        table = self.table(f"interpretation/{model}.parquet")
+        return table[table["weights"] == model_hash(self.study, model)] if len(table) else table
 
     def attribution(self, model: str, method: str, kind: str, target: str, roi: str) -> NDArray[np.float32]:
         """Mean attribution of a contrast or phenotype through one ROI, (V,)."""
@@ -146,3 +153,7 @@ class Results:
         paths = [PurePosixPath(name) for name in self.study.storage.names("transfer")]
         tables = [path for path in paths if len(path.parts) == 2 and path.suffix == ".parquet"]
         return {path.stem: self.table(str(path)) for path in tables}
+
+
+def _is_baseline(study: Study, model: str) -> bool:
+    return study.config.models[model].kind in {"linear", "group_mean", "retest"}

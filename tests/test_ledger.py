@@ -221,14 +221,14 @@ class TestStale:
             ({"prediction": {"folds": 3}}, [*PREDICTIONS, "report"]),
             ({"prediction": {"weight_maps": True}}, [*PREDICTIONS, "report"]),
             ({"prediction": {"repeats": 3}}, [*PREDICTIONS, "report"]),
-            ({"prediction": {"targets": {"age": {"confounds": []}}}}, []),
+            ({"prediction": {"targets": {"age": {"confounds": []}}}}, ["report"]),
             ({"prediction": {"targets": {"age": {"kind": "classification"}}}}, [*PREDICTIONS, "report"]),
             ({"prediction": {"features": ["measured"]}}, ["scores", "report"]),
             (
                 {"prediction": {"stacks": {"both": {"of": ["measured", "connectome"]}}}},
                 [*PREDICTIONS[:-1], "predict/both", "scores", "report"],
             ),
-            ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two", "slab": 7}}, []),
+            ({"synthesis": {"cpus_per_actor": 2, "compile": True, "pools": "two", "slab": 7}}, ["report"]),
             (
                 {"synthesis": {"precision": "float32"}},
                 ["synthesize/mean", "synthesize/unet", "evaluate/mean", *AFTER_MODEL[1:]],

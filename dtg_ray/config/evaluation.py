@@ -22,5 +22,5 @@ class ReportConfig(Section):
     """Settings of `dtg report`."""
 
     group_maps: int = Field(
-        3, ge=1, description="contrasts whose group maps are drawn: from the worst predicted to the best"
+        3, ge=1, le=6, description="contrasts whose group maps are drawn: from the worst predicted to the best"
     )

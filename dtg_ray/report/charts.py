@@ -22,6 +22,8 @@ NAMES = {
     "dice_auc": "area under the Dice curve",
 }
 """What figures are called on an axis."""
+MOST_POINTS = 20_000
+"""Rows up to which points beyond the whiskers are drawn: an SVG of more is too large."""
 MOST_ROIS = 30
 SYMLOG = 0.01
 """Diagonality up to which its axis is linear."""
@@ -41,7 +43,8 @@ def boxes(table: pd.DataFrame, figure: str, models: Sequence[str]) -> Drawing:
     Returns
     -------
     Figure
-        Boxes are quartiles with the median, whiskers reach to the last point within 1.5 times their distance.
+        Boxes are quartiles with the median, whiskers reach to the last point within 1.5 times their distance; points
+        beyond are drawn where there are few.
     """
     contrasts, colour = list(dict.fromkeys(table["contrast"])), colours(models)
     step, by_cell = 0.8 / len(models), dict(list(table.groupby(["model", "contrast"])[figure]))
@@ -51,7 +54,7 @@ def boxes(table: pd.DataFrame, figure: str, models: Sequence[str]) -> Drawing:
             at = {place: by_cell.get((model, name)) for place, name in enumerate(contrasts)}
             there = {place: values.dropna().to_numpy() for place, values in at.items() if values is not None}
             shift = (number - (len(models) - 1) / 2) * step
-            _boxes(axes, there, shift, 0.85 * step, colour[model])
+            _boxes(axes, there, shift, 0.85 * step, colour[model], fliers=len(table) <= MOST_POINTS)
             axes.plot([], [], color=colour[model], linewidth=6, label=model)
         whole_names(axes, contrasts)
         axes.set(ylabel=NAMES.get(figure, figure), xlim=(-0.6, len(contrasts) - 0.4))
@@ -64,7 +67,9 @@ def boxes(table: pd.DataFrame, figure: str, models: Sequence[str]) -> Drawing:
     return drawing
 
 
-def _boxes(axes: Axes, values: Mapping[int, np.ndarray], shift: float, width: float, colour: str) -> None:
+def _boxes(
+    axes: Axes, values: Mapping[int, np.ndarray], shift: float, width: float, colour: str, *, fliers: bool
+) -> None:
     there = {place: one for place, one in values.items() if len(one)}
     if not there:
         return
@@ -74,6 +79,7 @@ def _boxes(axes: Axes, values: Mapping[int, np.ndarray], shift: float, width: fl
         widths=width,
         patch_artist=True,
         manage_ticks=False,
+        showfliers=fliers,
         boxprops={"facecolor": f"{colour}80", "edgecolor": colour, "linewidth": 0.8},
         medianprops={"color": "black", "linewidth": 1.2},
         whiskerprops={"color": colour, "linewidth": 0.8},

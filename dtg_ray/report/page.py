@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dtg_ray.imaging.grid import Grid
-from dtg_ray.report.page_maps import viewer_data
+from dtg_ray.report.page_maps import Box, viewer_data
 from dtg_ray.report.page_tables import csv_text, is_number, texts
 
 ASSETS = resources.files("dtg_ray.report") / "assets"
@@ -113,6 +113,7 @@ class Viewer:
         _check_name("viewer", self.name)
         if not self.maps:
             raise ValueError(f"viewer {self.name}: got no maps, expected at least one")
+        Box.of(self.grid)  # which refuses a rotated grid
         backgrounds = {} if self.background is None else {"background": self.background}
         for name, vector in itertools.chain(self.maps.items(), backgrounds.items()):
             if vector.shape != (self.grid.n_voxels,):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtg_ray.imaging.grid import Grid
+from dtg_ray.report.page_maps import Box
 from dtg_ray.report.style import COLOURS, MARKERS, canvas
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def side_by_side(maps: Mapping[str, NDArray[np.floating]], titles: Sequence[str]
     titles : sequence of str
         n of them, of columns.
     grid : Grid
+
+    Raises
+    ------
+    ValueError
+        When the grid is rotated.
 
     Returns
     -------
@@ -53,11 +59,10 @@ def side_by_side(maps: Mapping[str, NDArray[np.floating]], titles: Sequence[str]
 
 def _slices(axes: Axes, grid: Grid, vector: NDArray[np.floating], limit: float) -> None:
     """Draw axial slices next to each other, seen from above, the left of the brain on the left; white outside."""
-    box = grid.volume(vector.astype(np.float32), fill=np.nan)
-    heights = grid.affine[2, 2] * np.arange(grid.shape[2]) + grid.affine[2, 3]
-    slices = [box[:, :, int(np.abs(heights - cut).argmin())] for cut in CUTS_MM]
-    if grid.affine[0, 0] < 0:
-        slices = [image[::-1] for image in slices]
+    box = Box.of(grid)
+    volume = box.turn(grid.volume(vector.astype(np.float32), fill=np.nan))
+    heights = box.origin[2] + np.abs(box.spacing[2]) * np.arange(volume.shape[2])
+    slices = [volume[:, :, int(np.abs(heights - cut).argmin())] for cut in CUTS_MM]
     axes.imshow(
         np.concatenate(slices).T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
     )

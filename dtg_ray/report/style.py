@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Of Okabe and Ito (2008), the darkest first."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""One fewer than colours, so that 56 names look different."""
 GREY, FAINT = "#4d4d4d", "#d9d9d9"
 PRINT_DPI = 300
 SETTINGS: dict[str, Any] = {
@@ -26,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "text.parse_math": False,  # names may have a $
     "svg.hashsalt": "dtg_ray",
     "svg.fonttype": "path",
     "figure.facecolor": "white",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from dtg_ray import __version__, ledger
 from dtg_ray.config import EnsembleConfig, ImportedConfig, fingerprint
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.imaging import export
+from dtg_ray.remote import without_credentials
 from dtg_ray.stages import contrasts
 from dtg_ray.stages.mapping import array_name
 from dtg_ray.store.files import Storage, is_remote
@@ -30,8 +30,6 @@ PAPER = "https://doi.org/10.1038/s42003-025-09158-6"
 DESCRIPTION = "dataset_description.json"
 IGNORED = "*_statmap.nii.gz\n*_statmap.json\n*desc-brain_mask.nii.gz\n"
 """Of `.bidsignore`: what BIDS has no rules for yet."""
-CREDENTIALS = (re.compile(r"(?<=://)[^/@\s\"]+@"), re.compile(r"(?<=://)([^?\s\"]*)\?[^\s\"]*"))
-"""Users with passwords in URIs, and the signatures after the question mark."""
 
 
 @dataclass(frozen=True)
@@ -319,12 +317,6 @@ def as_json(document: Mapping[str, Any]) -> bytes:
 def public_uri(uri: str) -> str:
     """A URI that may be shown: local paths as file://, no user or signature."""
     return without_credentials(uri) if is_remote(uri) else Path(_resolved(uri)).as_uri()
-
-
-def without_credentials(text: str) -> str:
-    """A text whose URIs tell no user, password or signature."""
-    users, signatures = CREDENTIALS
-    return signatures.sub(r"\1", users.sub("", text))
 
 
 def _resolved(uri: str) -> str:

@@ -23,6 +23,8 @@ from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import Study
 
 BASE_BYTES = 300 * 2**20
+MOST_BYTES = 3 * 2**30
+"""That contrasts which are compared side by side may take together: as many threads as fit, at least one."""
 
 
 def run(study: Study, options: Options, model: str | None = None) -> pd.DataFrame:
@@ -50,20 +52,22 @@ def _run_one(book: ledger.Ledger, name: str, options: Options) -> pd.DataFrame:
     pending = account.pending()
     waiting = require_settled(book, [f"synthesize/{name}", "contrasts"], "evaluation") if pending else ""
     todo = pairs(book, name) if pending and not waiting else []
+    each = memory(study, todo)
+    workers = max(1, min(options.cpus or _cpus(), MOST_BYTES // max(each, 1)))
     plan = Plan(
         stage,
         1,
         len(pending),
         len({who for one in todo for who in one.subjects}),
         sum(len(one.subjects) for one in todo) * study.grid.n_voxels * 4,
-        memory=_workers() * memory(study, todo) + BASE_BYTES,
-        cpus=_workers(),
+        memory=workers * each + BASE_BYTES,
+        cpus=workers,
         waiting=waiting,
     )
-    return settle(study, account, plan, lambda _today: _evaluate(study, name, todo, options), options)
+    return settle(study, account, plan, lambda _today: _evaluate(study, name, todo, workers, options), options)
 
 
-def _workers() -> int:
+def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
@@ -73,13 +77,13 @@ def memory(study: Study, todo: list[Pairs]) -> int:
     return most * study.grid.n_voxels * 5 + 3 * 8 * most * most
 
 
-def _evaluate(study: Study, name: str, todo: list[Pairs], options: Options) -> Row:
+def _evaluate(study: Study, name: str, todo: list[Pairs], workers: int, options: Options) -> Row:
     """Compare all contrasts and write what came out."""
     held_out = [one for one in todo if one.split == HELD_OUT]
     if not held_out:
         return Row(name, "excluded", message=f"{name}: got no contrast of which two held-out people have both maps")
     begin, n_maps = time.perf_counter(), sum(len(one.subjects) for one in todo)
-    found = evaluate(study, name, todo, quiet=options.quiet)
+    found = evaluate(study, name, todo, workers, quiet=options.quiet)
     write_table(study.storage, model_table(name, "subjects"), pd.concat([one.table for one in found]))
     lines = [one.line for one, of in zip(found, todo, strict=True) if of.split == HELD_OUT]
     write_table(study.storage, model_table(name, "contrasts"), pd.DataFrame(lines))
@@ -90,14 +94,16 @@ def _evaluate(study: Study, name: str, todo: list[Pairs], options: Options) -> R
     return Row(name, "done", qc={"subjects": float(most), "maps_per_second": rate})
 
 
-def evaluate(study: Study, model: str, todo: list[Pairs], *, quiet: bool = True) -> list[Compared]:
-    """Compare maps, a contrast and at most `TOGETHER` people at a time in memory of each processor.
+def evaluate(study: Study, model: str, todo: list[Pairs], workers: int, *, quiet: bool = True) -> list[Compared]:
+    """Compare maps, a contrast and at most `TOGETHER` people at a time in memory of each worker.
 
     Parameters
     ----------
     study : Study
     model : str
     todo : list of Pairs
+    workers : int
+        Threads.
 
     Returns
     -------
@@ -116,7 +122,7 @@ def evaluate(study: Study, model: str, todo: list[Pairs], *, quiet: bool = True)
             return found
 
         tasks = [dask.delayed(one)(pair) for pair in todo]
-        return list(dask.compute(*tasks, scheduler="threads", num_workers=_workers()))
+        return list(dask.compute(*tasks, scheduler="threads", num_workers=workers))
 
 
 def _compare_models(study: Study, options: Options) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from dtg_ray.store.tables import read_table, write_table
 from dtg_ray.study import COHORT, LEFT_OUT, NOBODY, PEOPLE_LEFT_OUT, PHENOTYPES, WITHDRAWN, Study, cohort_bytes
 
 log = logging.getLogger(__name__)
+REPORT = ("report", "receipts/report")
 RESULTS = (
     "evaluation",
     "interpretation",
@@ -79,6 +80,7 @@ def withdraw(study: Study, names: list[str]) -> Withdrawal:
     erased = [subject for subject in study.cohort["subject"] if subject in everywhere]
     _remember(study, names)
     trained = _sign_models_again(study, erased, everywhere)
+    _remove(study, REPORT)  # it names those who were left out as well
     if erased:
         _remove(study, RESULTS)
         _empty_lines(study, erased)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mimetypes
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,12 @@ PLAIN = StorageConfig()
 def is_remote(uri: str) -> bool:
     """Whether a URI names an object store rather than a local path."""
     return "://" in uri and not uri.startswith("file://")
+
+
+def _content_type(uri: str) -> dict[str, str]:
+    """What S3 shall say that a file is: browsers show a page that is called one, and save what is not."""
+    kind = mimetypes.guess_type(uri)[0] if uri.startswith("s3://") else None
+    return {"ContentType": kind} if kind else {}
 
 
 def local_path(uri: str) -> Path:
@@ -206,7 +213,7 @@ class Storage:
         uri = self.uri(name)
         with written(uri):
             if is_remote(uri):
-                self.fs.pipe_file(uri, data)
+                self.fs.pipe_file(uri, data, **_content_type(uri))
             else:
                 _replace(Path(uri), data)
 

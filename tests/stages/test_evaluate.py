@@ -16,8 +16,9 @@ from dtg_ray import Study, ledger
 from dtg_ray.errors import StudyError
 from dtg_ray.results import ALL, FIGURES, Results, group_image
 from dtg_ray.stages import evaluate
-from dtg_ray.stages.evaluation import pairs, space
+from dtg_ray.stages.evaluation import pairs, space, summary
 from dtg_ray.stages.runtime import Options
+from dtg_ray.stats.resampling import bootstrap_mean
 from dtg_ray.store.arrays import write
 
 QUIET = Options(quiet=True)
@@ -123,6 +124,10 @@ class TestTogether:
         first = round(len(subjects) / -(-len(subjects) // 4))
         matrix = np.corrcoef(actual[:first], predicted[:first])[:first, first:]
         np.testing.assert_array_equal(table["identification"][:first], matrix.argmax(axis=1) == np.arange(first))
+        others = (matrix.sum(axis=1) - np.diagonal(matrix)) / (first - 1)
+        np.testing.assert_allclose(table["diagonality"][:first], np.diagonal(matrix) - others, atol=1e-6)
+        (line,) = Results(study).contrasts.query("model == 'unet' and contrast == @contrast").to_dict("records")
+        assert line["chance"] == -(-len(subjects) // 4) / len(subjects)
         np.testing.assert_allclose(
             Results(study).group_map("unet", contrast, "actual"), whole.group_map("unet", contrast, "actual"), atol=1e-6
         )
@@ -142,15 +147,48 @@ class TestModels:
         row = table.query("first == 'linear' and second == 'unet' and contrast == @contrast and figure == 'r'")
         assert row["t"].tolist() == pytest.approx([expected.statistic])
         assert row["p"].tolist() == pytest.approx([expected.pvalue])
-        for _, tests in table.groupby("figure"):
+        over_all = table["contrast"] == ALL
+        for _, tests in table[~over_all].groupby(["first", "second", "figure"]):
             np.testing.assert_allclose(tests["q"], stats.false_discovery_control(tests["p"]))
-        assert (table["contrast"] == ALL).sum() == 3 * 4
+        for _, tests in table[over_all].groupby("figure"):
+            np.testing.assert_allclose(tests["q"], stats.false_discovery_control(tests["p"]))
+        assert over_all.sum() == 3 * 4
+
+    def test_over_all_contrasts_only_what_both_have_of_a_person_is_compared(self, results: Results) -> None:
+        """A model of one easy contrast is not better than one of many for that."""
+        table = results.subjects("unet").query("split == 'test'")
+        fewer = table[table["contrast"] == results.study.config.contrasts[0]]
+        wide = {name: summary._of_split(summary._wide(one), "test") for name, one in (("all", table), ("one", fewer))}
+        tests = summary.compare_models(results.study, wide).set_index(["contrast", "figure"])
+        assert tests.loc[(ALL, "r"), "difference"] == 0
+        assert tests.loc[(ALL, "r"), "subjects"] == len(fewer)
+
+    def test_families_count_as_one(self, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In intervals and in tests."""
+        people = {
+            model: summary._of_split(summary._wide(results.subjects(model)), "test") for model in ("linear", "unet")
+        }
+        alone = summary.compare_models(results.study, people).query("contrast == @ALL and figure == 'r'")
+        cohort = results.study.cohort
+        monkeypatch.setitem(cohort, "group", [f"family-{number % 3}" for number in range(len(cohort))])
+        together = summary.compare_models(results.study, people).query("contrast == @ALL and figure == 'r'")
+        assert together["difference"].tolist() == alone["difference"].tolist()
+        families = cohort["group"].reindex(people["unet"].index)
+        per_family = [one[(ALL, "r")].groupby(families).mean() for one in people.values()]
+        assert together["p"].tolist() == pytest.approx([stats.ttest_rel(*per_family).pvalue])
+        values = people["unet"][[(ALL, "r")]]
+        names = {"model": "unet", "by": "split", "group": "test"}
+        (line,) = summary._means(results.study, values, names)
+        expected = bootstrap_mean(values.to_numpy(), 2000, 42, families.to_numpy(dtype=str))
+        assert line["low"] == expected.low[0]
 
     def test_gain_is_over_the_linear_model(self, results: Results) -> None:
         table = results.contrasts.set_index(["model", "contrast"])
         for contrast in results.study.config.contrasts:
             gain = 100 * (table.loc[("unet", contrast), "r"] / table.loc[("linear", contrast), "r"] - 1)
-            assert table.loc[("unet", contrast), "gain_r"] == pytest.approx(gain)
+            row = table.loc[("unet", contrast)]
+            assert row["gain_r"] == pytest.approx(gain)
+            assert row["gain_r_low"] < row["gain_r"] < row["gain_r_high"]
         assert table.loc["linear"]["gain_r"].abs().max() < 1e-9
 
     def test_groups_are_splits_and_values_of_columns(self, results: Results) -> None:
@@ -193,6 +231,18 @@ class TestSpace:
         assert set(table["kind"]) == {"actual", "predicted"}
         assert set(table["contrast"]) == set(results.study.config.contrasts)
         assert np.isfinite(table[["x", "y"]]).all(axis=None)
+
+    def test_is_gone_when_nobody_shall_be_in_it(self, finished: Path, tmp_path: Path) -> None:
+        study = copy(finished, tmp_path)
+        evaluate.run(study, QUIET)
+        assert len(Results(study).space)
+        shutil.rmtree(Path(study.uri) / "receipts/comparison", ignore_errors=True)
+        path = Path(study.uri) / "study.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["evaluation"]["space_subjects"] = 0
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        evaluate.run(Study(study.uri), QUIET)
+        assert not len(Results(Study(study.uri)).space)
 
     def test_puts_maps_of_one_task_together(self) -> None:
         rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ from dtg_ray.cohort import simulate as simulated
 from dtg_ray.imaging.connectome import connectome, roi_timeseries
 from dtg_ray.imaging.rest import Recipe, read_run
 from dtg_ray.imaging.scan import Scan
+from dtg_ray.results import Results
 from dtg_ray.stages import evaluate
 from dtg_ray.study import COHORT, cohort_bytes
 from native_files import NATIVE, displacement, native_image
@@ -416,6 +417,15 @@ class TestRetest:
         complete = sum(len(maps) == 3 for maps in study.cohort["retest"])
         assert set(scores["subjects"]) == {complete}
         assert study.storage.exists("report/index.html")
+        table, people = Results(study).contrasts.set_index(["model", "contrast"]), {}
+        for model in ("group_mean", "again"):
+            rows = Results(study).subjects(model).query("split == 'test'")
+            people[model] = rows.set_index(["contrast", "subject"])["r"]
+        both = pd.concat(people, axis=1).dropna().groupby("contrast").mean()
+        shares = (both["group_mean"] / both["again"]).sort_index()
+        found = table.loc["group_mean", "share_of_ceiling"].sort_index()
+        assert found.tolist() == pytest.approx(shares.tolist())
+        assert (table.loc["again", "share_of_ceiling"] == 1).all()
 
     def test_of_one_person_is_too_few_to_compare_and_leaves_the_picture_to_the_others(self, twice, tmp_path) -> None:
         shutil.copytree(twice[1], tmp_path / "study")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dtg_ray.stats.resampling import bootstrap_mean, paired_t
+from dtg_ray.stats.resampling import bootstrap_mean, bootstrap_ratio, paired_t
 
 
 class TestBootstrap:
@@ -60,6 +60,31 @@ class TestBootstrap:
             bootstrap_mean(values, 10, 0, groups)
 
 
+class TestRatio:
+    def test_is_that_of_the_means_with_the_interval_of_scipy(self):
+        rng = np.random.default_rng(0)
+        b = rng.normal(1.0, 0.2, size=150)
+        a = 1.3 * b + rng.normal(0, 0.1, size=150)
+        found = bootstrap_ratio(a[:, None], b[:, None], 10_000, 0)
+        theirs = stats.bootstrap(
+            (a, b), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True, method="percentile", n_resamples=10_000
+        ).confidence_interval
+        assert found.mean[0] == pytest.approx(a.mean() / b.mean())
+        width = theirs.high - theirs.low
+        assert found.low[0] == pytest.approx(theirs.low, abs=0.05 * width)
+        assert found.high[0] == pytest.approx(theirs.high, abs=0.05 * width)
+
+    def test_is_over_who_has_both(self):
+        a, b = np.array([[1.0], [2.0], [np.nan], [3.0]]), np.array([[1.0], [1.0], [1.0], [np.nan]])
+        assert bootstrap_ratio(a, b, 100, 0).mean[0] == 1.5
+
+    @pytest.mark.parametrize("shift", [0.0, -1.0])
+    def test_of_what_may_be_nothing_is_none(self, shift):
+        b = np.random.default_rng(0).normal(shift + 0.001, 1, size=(50, 1))
+        found = bootstrap_ratio(np.ones((50, 1)), b, 500, 0)
+        assert np.isnan([found.mean[0], found.low[0], found.high[0]]).all()
+
+
 class TestPaired:
     def test_is_that_of_scipy(self):
         rng = np.random.default_rng(0)
@@ -70,6 +95,15 @@ class TestPaired:
         assert found.t == pytest.approx(theirs.statistic)
         assert found.p == pytest.approx(theirs.pvalue)
         assert found.d == pytest.approx(found.t / np.sqrt(38))
+
+    def test_families_count_as_one(self):
+        """Ten families of ten equal people say as much as ten people."""
+        rng = np.random.default_rng(0)
+        a, b = rng.normal(size=(2, 10)) + np.array([[0.5], [0]])
+        families = np.repeat(np.arange(10), 10)
+        found = paired_t(a.repeat(10), b.repeat(10), families)
+        assert found.subjects == 100
+        assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
 
     def test_of_what_is_the_same_is_no_difference(self):
         a = np.random.default_rng(0).normal(size=20)

@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 from numpy.typing import NDArray
 
+from dtg_ray.errors import StudyError
 from dtg_ray.ledger import Ledger
 from dtg_ray.report import glass
 from dtg_ray.report.page import Figure, Part, Section, Viewer
@@ -22,24 +23,26 @@ Maps = dict[str, NDArray[np.float32]]
 
 
 def section(results: Results, _: Ledger) -> Section:
-    """Of the first network; nothing where it was not evaluated."""
-    study, model = results.study, results.study.default_model
+    """Of the model that is shown; nothing where it was not evaluated, or its results were taken away."""
+    study, model = results.study, results.model
     title = "Measured and synthetic maps"
-    if model not in results.models:
+    if model not in results.models or not len(results.subjects(model)):
         return Section("maps", title, [])
     chosen = spread_out(results, model, study.config.report.group_maps)
     middle = chosen[len(chosen) // 2]
     people = extremes(results, model, middle)
-    parts: list[Part] = [_people(results, middle, people)]
-    groups = {name: _group(results, model, name) for name in chosen}
+    parts: list[Part] = []
+    with contextlib.suppress(ValueError):  # of a rotated grid there are no slices along the axes
+        parts.append(_people(results, middle, people))
+    groups = {name: found for name in chosen if (found := _group(results, model, name))}
     if study.config.grid.mask is None:  # glass brains have the outline of MNI152
-        parts += [_glass(results, name, slug, groups[name]) for name, slug in slugs(chosen).items()]
-    maps = {f"group, {kind}: {name}": one for name in chosen for kind, one in groups[name].items()}
+        parts += [_glass(results, name, slug, groups[name]) for name, slug in slugs(list(groups)).items()]
+    maps = {f"group, {kind}: {name}": one for name in groups for kind, one in groups[name].items()}
     for who, (subject, found) in people.items():
         maps |= {
             f"{who} ({subject}), {kind}: {middle}": one for kind, one in found.items() if kind in {"measured", model}
         }
-    with contextlib.suppress(ValueError):  # of a rotated grid there are no slices along the axes
+    with contextlib.suppress(ValueError):
         parts.append(_viewer(results, maps))
     summary = (
         f"Of the model {model}. Group maps are means over held-out people. The measured map of a "
@@ -55,18 +58,20 @@ def extremes(results: Results, model: str, contrast: str) -> dict[str, tuple[str
     subjects = rows["subject"].tolist()[:LOOKED_AT]
     actual = study.measured().sel(contrast=contrast, subject=subjects).to_numpy().astype(np.float32)
     alike = pearson(actual, (actual.sum(axis=0) - actual) / (len(actual) - 1))
-    places = {"typical": int(np.argmax(alike)), "atypical": int(np.argmin(alike))}
+    order = np.argsort(alike, kind="stable")
+    places = {"typical": int(order[-1]), "atypical": int(order[0])}
     return {who: (subjects[at], _maps_of(results, contrast, subjects[at], actual[at])) for who, at in places.items()}
 
 
 def _maps_of(results: Results, contrast: str, subject: str, actual: NDArray[np.float32]) -> Maps:
     """A person's maps, the first network before other models."""
     study, found = results.study, {"measured": actual}
-    for name in sorted(results.models, key=lambda name: name != study.default_model):
+    for name in sorted(results.models, key=lambda name: name != results.model):
         if contrast in study.config.maps_of(name):
-            one = study.synthetic(name).sel(contrast=contrast, subject=subject).to_numpy().astype(np.float32)
-            if np.isfinite(one).all():  # few people have a second visit
-                found[name] = one
+            with contextlib.suppress(StudyError):  # of a model whose maps were taken away
+                one = study.synthetic(name).sel(contrast=contrast, subject=subject).to_numpy().astype(np.float32)
+                if np.isfinite(one).all():  # few people have a second visit
+                    found[name] = one
     return found
 
 
@@ -78,7 +83,7 @@ def _people(results: Results, contrast: str, people: dict[str, tuple[str, Maps]]
     return Figure(
         "people",
         f"{contrast} of a typical and an atypical person",
-        "One colour scale for all. No model has seen either of them.",
+        f"Of the first {LOOKED_AT} held-out people with this map; one colour scale for all.",
         f"Axial slices of {' and '.join(titles)}, rows: {', '.join(rows)}.",
         png(side_by_side(maps, titles, results.study.grid)),
         "png",
@@ -94,7 +99,7 @@ def _group(results: Results, model: str, contrast: str) -> Maps:
 
 def _glass(results: Results, contrast: str, slug: str, maps: Maps) -> Figure:
     (line,) = results.contrasts[
-        (results.contrasts["model"] == results.study.default_model) & (results.contrasts["contrast"] == contrast)
+        (results.contrasts["model"] == results.model) & (results.contrasts["contrast"] == contrast)
     ].to_dict("records")
     return Figure(
         f"glass-{slug}",

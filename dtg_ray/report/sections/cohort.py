@@ -6,6 +6,7 @@ import pandas as pd
 
 from dtg_ray import ledger
 from dtg_ray.ledger import Ledger
+from dtg_ray.remote import without_credentials
 from dtg_ray.report.cohort_charts import histograms
 from dtg_ray.report.page import Figure, Part, Section, Table
 from dtg_ray.report.style import svg
@@ -40,7 +41,8 @@ def section(results: Results, book: Ledger) -> Section:
     failures = ledger.failures(book)
     if len(failures):
         text = "Failed: an input could not be used. Excluded: a rule of the quality section was broken."
-        parts.append(Table("fell-out", "Who fell out, and why", text, failures))
+        told = failures.assign(message=failures["message"].map(without_credentials))
+        parts.append(Table("fell-out", "Who fell out, and why", text, told))
     left_out = results.table(LEFT_OUT)
     if len(left_out):
         text = "Found among the files, but not part of the study."
@@ -67,6 +69,7 @@ def _splits(results: Results) -> pd.DataFrame:
 def _quality(book: Ledger) -> Figure | None:
     """Distributions of what the receipts say of scans."""
     rows = book.account("connectomes").rows
+    rows = rows[rows["status"] == "done"]
     table = pd.DataFrame([qc or {} for qc in rows["qc"]]) if len(rows) else pd.DataFrame()
     labels = {name: label for name, label in QUALITY.items() if name in table and table[name].notna().sum() > 1}
     if not labels:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import contextlib
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dtg_ray.errors import StudyError
 from dtg_ray.ledger import Ledger
 from dtg_ray.report import charts, glass
 from dtg_ray.report.page import Figure, Part, Section, Table
@@ -29,7 +34,8 @@ def section(results: Results, _: Ledger) -> Section:
     shown = table[(table["method"] == method) & table["target"].isin(list(dict.fromkeys(table["target"]))[:TARGETS])]
     parts: list[Part] = [_importance(model, method, shown)]
     if results.study.config.grid.mask is None:
-        parts.append(_brains(results, model, method, shown[shown["rank"] == 1].head(BRAINS)))
+        with contextlib.suppress(StudyError, ValueError):  # arrays that were taken away, ROIs that are others now
+            parts.append(_brains(results, model, method, shown[shown["rank"] == 1].head(BRAINS)))
     every = pd.concat([one.assign(model=name) for name, one in found.items()], ignore_index=True)
     listed = every[every["rank"] <= LISTED]
     text = f"The {LISTED} most important ROIs of each target; importance is the share of all absolute attributions."
@@ -58,16 +64,22 @@ def _importance(model: str, method: str, rows: pd.DataFrame) -> Figure:
 
 def _brains(results: Results, model: str, method: str, rows: pd.DataFrame) -> Figure:
     maps = {
-        f"{row['target']} through {row['roi']}": results.attribution(
-            model, method, row["kind"], row["target"], row["roi"]
+        f"{row['target']} through {row['roi']}": _relative(
+            results.attribution(model, method, row["kind"], row["target"], row["roi"])
         )
         for row in rows.to_dict("records")
     }
     return Figure(
         "attribution-brains",
         "Where the connectivity of the most important region counts",
-        "Mean attribution of each voxel's correlation with the region, on one colour scale.",
+        "Mean attribution of each voxel's correlation with the region, relative to the strongest.",
         f"Glass brains: {'; '.join(maps)}.",
-        png(glass.brains(maps, results.study.grid, unit="attribution")),
+        png(glass.brains(maps, results.study.grid, unit="relative")),
         "png",
     )
+
+
+def _relative(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Targets have units of their own."""
+    most = float(np.abs(vector).max())
+    return vector / most if most else vector

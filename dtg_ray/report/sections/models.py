@@ -13,6 +13,7 @@ from dtg_ray.report.pictures import curves
 from dtg_ray.report.style import png, svg
 from dtg_ray.results import ALL, FIGURES, HELD_OUT, Results
 
+COLUMNS = ["model", "contrast", "split", "subject", *FIGURES]
 MATRICES = 4
 """Contrasts whose matrices are drawn."""
 LISTED = 150
@@ -44,27 +45,30 @@ def reconstruction(results: Results, _: Ledger) -> Section:
     if not results.models:
         return Section("reconstruction", "Agreement with measured maps", [])
     people = held_out(results)
-    parts: list[Part] = [_boxes(results, people, name) for name in ("r", "diagonality")]
+    parts: list[Part] = [] if people.empty else [_boxes(results, people, name) for name in ("r", "diagonality")]
     parts += _relative(results)
     parts.append(
         Table(
             "contrasts",
             "Every contrast and model",
             "Means over held-out people with 95% bootstrap intervals (families are drawn together). mean_map_r and "
-            "sd_map_r compare maps of the group. gain: percent over the linear model.",
+            "sd_map_r compare maps of the group. gain: percent over the linear model, where that is above 0.",
             results.contrasts,
         )
     )
     if len(tests := results.comparisons):
-        text = "Paired t tests of the same people; d is Cohen's d_z, q the false discovery rate of each figure."
+        text = "Paired t tests of the same people, families as one; d: Cohen's d_z, q: false discovery rate of a pair."
         parts.append(Table("model-comparisons", "Models against each other", text, tests))
     if len(groups := results.groups):
         overall = groups[groups["contrast"] == ALL].drop(columns="contrast")
-        text = "Means over contrasts; by split, and for held-out people by what evaluation.by in study.yaml names."
+        text = (
+            "Means over the contrasts that a model has; of held-out people by what evaluation.by in study.yaml names."
+        )
         parts.append(Table("groups", "By split and group", text, overall))
     summary = (
         "r is the correlation, over grey matter, of a person's synthetic and measured map. The diagonality index is "
-        "how much better it is than with the measured maps of others: what a map says of the person, not of the task."
+        "how much that is above the correlation of the own measured map with the synthetic maps of others: what a map "
+        "says of the person, not of the task."
     )
     return Section("reconstruction", "Agreement with measured maps", parts, summary)
 
@@ -72,7 +76,7 @@ def reconstruction(results: Results, _: Ledger) -> Section:
 def held_out(results: Results) -> pd.DataFrame:
     """Figures of held-out people: model, contrast, subject and `FIGURES`."""
     tables = [results.subjects(name).assign(model=name) for name in results.models]
-    people = pd.concat(tables, ignore_index=True)
+    people = pd.concat([one for one in tables if len(one)] or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
     return people.loc[people["split"] == HELD_OUT, ["model", "contrast", "subject", *FIGURES]]
 
 
@@ -83,7 +87,7 @@ def _boxes(results: Results, people: pd.DataFrame, figure: str) -> Figure:
     return Figure(
         f"boxes-{figure}",
         titles[figure],
-        "A point of each box is a person no model has seen."
+        "Each box is of the people held out, the split test."
         + (" The axis is linear up to 0.01 and logarithmic beyond." if figure == "diagonality" else ""),
         f"Box plots by contrast and model. Means over people and contrasts: {alt}.",
         svg(charts.boxes(people, figure, results.models)),
@@ -103,7 +107,8 @@ def _relative(results: Results) -> list[Part]:
         shown = [name for name in results.models if kinds[name] not in {"linear", "retest"}]
         if column not in table or not shown:
             continue
-        rows = table.loc[table["model"].isin(shown), ["model", "contrast", column]]
+        columns = [column, f"{column}_low", f"{column}_high"]
+        rows = table.loc[table["model"].isin(shown), ["model", "contrast", *columns]]
         if rows[column].notna().any():
             means = "; ".join(f"{name} {value:.3g}" for name, value in rows.groupby("model")[column].mean().items())
             drawing = svg(charts.intervals(rows, column, shown, label))
@@ -115,18 +120,18 @@ def _relative(results: Results) -> list[Part]:
 
 def identification(results: Results, _: Ledger) -> Section:
     """Subject-by-subject matrices of the first network, and of all models for one contrast."""
-    model = results.study.default_model
+    model = results.model
     if model not in results.models:
         return Section("identification", "Identification", [])
     chosen = spread_out(results, model, MATRICES)
     parts: list[Part] = []
     of_model = {name: matrix for name in chosen if len(matrix := results.matrix(model, name))}
     if of_model:
-        parts.append(_matrices(f"matrices-{_slug(model)}", f"Maps of {model}, by contrast", of_model))
+        parts.append(_matrices("matrices-by-contrast", f"Maps of {model}, by contrast", of_model))
     middle = chosen[len(chosen) // 2]
     of_models = {name: matrix for name in results.models if len(matrix := results.matrix(name, middle))}
     if len(of_models) > 1:
-        parts.append(_matrices("matrices-models", f"{middle}, by model", of_models))
+        parts.append(_matrices("matrices-by-model", f"{middle}, by model", of_models))
     rows = results.contrasts[["model", "contrast", "subjects", "identification", "normalized_diagonality"]]
     parts.append(Table("identification", "Who is found by their map", "Ties share the point.", rows))
     summary = (
@@ -188,9 +193,10 @@ def space(results: Results, _: Ledger) -> Section:
 
 def transfer(results: Results, _: Ledger) -> Section:
     """Fine-tuned against trained from scratch, by the number of subjects."""
+    curves_of = results.transfer_curves()
     parts = [
         Figure(
-            f"transfer-{_slug(name)}",
+            f"transfer-{slug}",
             name,
             "Mean and standard deviation over seeds of agreement with held-out people.",
             "Lines of r and identification against the number of training subjects.",
@@ -198,7 +204,7 @@ def transfer(results: Results, _: Ledger) -> Section:
             "svg",
             table,
         )
-        for name, table in results.transfer_curves().items()
+        for (name, table), slug in zip(curves_of.items(), slugs(list(curves_of)).values(), strict=True)
     ]
     return Section("transfer", "How many subjects fine-tuning takes", parts)
 

@@ -14,7 +14,7 @@ def section(results: Results, book: Ledger) -> Section:
     facts: dict[str, str] = {"people": f"{len(results.study.cohort):,}"}
     sentences = [
         _people(results, book, facts),
-        _agreement(results, facts),
+        _agreement(results, book, facts),
         _models(results),
         _phenotypes(results, facts),
     ]
@@ -24,7 +24,7 @@ def section(results: Results, book: Ledger) -> Section:
 
 def _people(results: Results, book: Ledger, facts: dict[str, str]) -> str:
     study = results.study
-    model = study.default_model
+    model = results.model
     synthesized = len(book.account(f"synthesize/{model}").subjects("done"))
     troubled = ledger.failures(book)
     failed, excluded = (
@@ -33,32 +33,36 @@ def _people(results: Results, book: Ledger, facts: dict[str, str]) -> str:
     )
     n_contrasts = len(study.config.maps_of(model))
     facts["with synthetic maps"], facts["contrasts"] = f"{synthesized:,}", str(n_contrasts)
+    begun = len(book.account("connectomes").rows) > 0
+    nobody = "Nobody failed" if begun else "Nothing was computed yet"
     lost = [f"{failed} failed"] * bool(failed) + [f"{excluded} were excluded by a rule"] * bool(excluded)
     return (
         f"{_take_part(len(study.cohort))} {synthesized:,} of them have synthetic maps of {n_contrasts} "
-        f"contrasts by the model {model}. {' and '.join(lost) or 'Nobody failed'}"
+        f"contrasts by the model {model}. {' and '.join(lost) or nobody}"
         f"{'; the section on the cohort says who and why.' if lost else '.'}"
     )
 
 
-def _agreement(results: Results, facts: dict[str, str]) -> str:
-    """Of the first network, over contrasts."""
-    table, model = results.contrasts, results.study.default_model
+def _agreement(results: Results, book: Ledger, facts: dict[str, str]) -> str:
+    """Of the model that is shown, over contrasts."""
+    table, model = results.contrasts, results.model
     rows = table[table["model"] == model] if len(table) else table
     if not len(rows):
-        return "No synthetic map was compared with a measured one: nobody held out has both."
+        if book.account(f"evaluate/{model}").subjects("excluded"):
+            return "No synthetic map was compared with a measured one: too few people held out have both."
+        return "Synthetic maps were not compared with measured ones yet: `dtg evaluate` does it."
     n, r, found = int(rows["subjects"].max()), rows["r"].mean(), rows["identification"].mean()
     facts["held out"], facts[f"mean r of {model}"], facts["identified"] = str(n), f"{r:.2f}", f"{found:.0%}"
     return (
-        f"In up to {n} people whom no model has seen, the maps of {model} correlate with the measured ones by "
+        f"In up to {n} people held out (the split test), the maps of {model} correlate with the measured ones by "
         f"r = {r:.2f} on average over contrasts. By their synthetic map, {found:.0%} of these people are found among "
-        f"the others (by chance it would be {1 / n:.1%})."
+        f"the others (by chance it would be {rows['chance'].mean():.2%})."
     )
 
 
 def _models(results: Results) -> str:
     """The first network against the linear model."""
-    table, model = results.comparisons, results.study.default_model
+    table, model = results.comparisons, results.model
     linear = next((name for name in results.models if results.study.config.models[name].kind == "linear"), None)
     if linear is None or linear == model or not len(table):
         return ""
@@ -88,7 +92,7 @@ def _phenotypes(results: Results, facts: dict[str, str]) -> str:
     )
     if not len(holds):
         return text
-    best = max(holds.to_dict("records"), key=lambda row: (-row["p_family"], row[row["metric"]]))
+    best = min(holds.to_dict("records"), key=lambda row: (row["p_family"], row["p"]))
     figure = f"{str(best['metric']).replace('auc', 'AUC')} = {best[best['metric']]:.2f}"
     return f"{text} The clearest is {best['target']} from {best['features']}: {figure}."
 

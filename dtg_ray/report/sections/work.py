@@ -12,6 +12,7 @@ from dtg_ray import __version__, ledger
 from dtg_ray.config import to_yaml
 from dtg_ray.errors import MissingFileError
 from dtg_ray.ledger import Ledger
+from dtg_ray.remote import without_credentials
 from dtg_ray.report.cohort_charts import times
 from dtg_ray.report.page import Facts, Figure, Part, Section, Table, Words
 from dtg_ray.report.style import svg
@@ -28,11 +29,10 @@ def resources(results: Results, book: Ledger) -> Section:
     for stage in ledger.stages(results.study):
         rows = book.account(stage).rows
         if len(rows) and stage != "report":
-            subjects = rows["status"].isin(["done", "failed"]).sum()
             lines.append(
                 {
                     "stage": stage,
-                    "done": int(subjects),
+                    "tried": len(rows),
                     "seconds": float(rows["seconds"].sum()),
                     "seconds_each": float(rows["seconds"].mean()),
                     "peak_memory_gb": float(rows["peak_memory"].max()) / GIGABYTE,
@@ -60,15 +60,19 @@ def methods(results: Results, _: Ledger) -> Section:
     study = results.study
     versions = {"dtg_ray": __version__, "Python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in PACKAGES}
-    commands = f"pip install dtg_ray=={__version__}\ndtg run STUDY        # STUDY: {study.uri}\ndtg report STUDY"
+    commands = (
+        f"pip install dtg_ray=={__version__}\n"
+        "dtg init NEW ... --config study.yaml        # with the text below, and the files of the cohort\n"
+        "dtg run NEW"
+    )
     parts: list[Part] = [
         Words(
             "Maps are made by DeepTaskGen from voxel-to-ROI connectomes. Please cite " + PAPER + ". Everything here "
-            "follows from the files of the cohort and from study.yaml, below; the same study gives the same results."
+            "follows from the files of the cohort and from study.yaml, below. Versions are those that made this page."
         ),
         Facts(versions),
         Words("To compute it again:", commands),
-        Words("study.yaml:", to_yaml(study.config)),
+        Words("study.yaml:", without_credentials(to_yaml(study.config))),
     ]
     models = pd.DataFrame([line for name in study.config.models if (line := _model(results, name))])
     if len(models):

@@ -36,8 +36,9 @@ class Compared:
     table : DataFrame
         contrast, split, subject and `FIGURES`, a row per subject.
     line : dict
-        contrast, subjects, means of `FIGURES`, normalized_diagonality, and mean_map_r and sd_map_r: the spatial
-        correlation over grey matter of the measured and predicted mean, and standard deviation, over subjects.
+        contrast, subjects, means of `FIGURES`, chance (of identification), normalized_diagonality, and mean_map_r and
+        sd_map_r: the spatial correlation over grey matter of the measured and predicted mean, and standard deviation,
+        over subjects.
     """
 
     table: pd.DataFrame
@@ -67,6 +68,7 @@ def compare(uri: str, model: str, pairs: Pairs) -> Compared:
         "contrast": pairs.contrast,
         "subjects": len(table),
         **{name: float(table[name].mean()) for name in FIGURES},
+        "chance": len(tables) / len(table),
         "normalized_diagonality": float(np.average(normalized, weights=[len(one) for one in tables])),
         "mean_map_r": float(pearson(whole[ACTUAL].mean[grey], whole[PREDICTED].mean[grey])),
         "sd_map_r": float(pearson(whole[ACTUAL].deviation[grey], whole[PREDICTED].deviation[grey])),

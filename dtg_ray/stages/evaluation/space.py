@@ -31,6 +31,7 @@ def write(book: ledger.Ledger) -> int:
     wanted = [pair for pair in pairs(book, model) if pair.split == HELD_OUT]
     many = study.config.evaluation.space_subjects
     if not many or not wanted:
+        study.storage.delete(SPACE)  # of an earlier state
         return 0
     names, maps = [], []
     for pair in wanted:
