@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ import yaml
 from matplotlib.figure import Figure
 
 from browser import DESKTOP, PHONE, Opened
-from dtg_ray import Study, ledger
+from dtg_ray import Study
 from dtg_ray.errors import StudyError
 from dtg_ray.results import Results
 from dtg_ray.stages import pipeline, report
 from dtg_ray.stages.report import PAGE
 from dtg_ray.stages.runtime import Options
+from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import write_table
 
 QUIET = Options(quiet=True)
@@ -193,13 +195,50 @@ class TestMissingPieces:
         assert "1 people take part" not in (Path(root) / PAGE).read_text()
         assert self.made(Study(root), open_page) == ["summary", "cohort", *ALWAYS]
 
-    def test_who_failed_is_told(self, finished: Path, tmp_path: Path) -> None:
+    def test_who_failed_is_told(self, finished: Path, tmp_path: Path, open_page: Open) -> None:
         study = copy(finished, tmp_path)
-        rows = ledger.account(study, "connectomes").rows
+        assert "Nobody failed" in (finished / PAGE).read_text()
+        receipts = Receipts(study.storage, "connectomes")
+        rows = receipts.read(["block-00000"])
+        lost = [
+            Row(who, "failed", one, "ScanError", f"{who}: x.nii: got rubbish")
+            for who, one in zip(rows["subject"], rows["fingerprint"], strict=True)
+        ]
+        receipts.write("block-00000", lost, attempt=2, host="")
+        self.made(study, open_page)
+        text = (Path(study.uri) / PAGE).read_text()
+        assert f"{len(rows)} failed" in text
+        assert f"{rows['subject'][0]}: x.nii: got rubbish" in text
+
+    def test_results_of_an_earlier_state_are_told_to_be_that(self, finished: Path, tmp_path: Path) -> None:
+        study = copy(finished, tmp_path)
+        assert "of an earlier state" not in (finished / PAGE).read_text()
+        told = json.loads(study.storage.read("models/unet/model.json"))
+        study.storage.write("models/unet/model.json", json.dumps({**told, "sha256": "another"}).encode())
         report.run(study, QUIET)
         text = (Path(study.uri) / PAGE).read_text()
-        assert "Nobody failed" in text
-        assert f"{len(rows)} people" in text
+        assert "This may be of an earlier state: evaluate/unet, comparison" in text
+
+    def test_what_was_not_computed_yet_is_not_called_impossible(self, finished: Path, tmp_path: Path) -> None:
+        study = copy(finished, tmp_path, "evaluation", "evaluate", "comparison")
+        report.run(study, QUIET)
+        text = (Path(study.uri) / PAGE).read_text()
+        assert "were not compared with measured ones yet" in text
+
+    @pytest.mark.parametrize("gone", ["evaluation/unet", "synthetic/linear.zarr", "evaluation/unet/maps"])
+    def test_what_was_taken_away_is_left_out(self, finished: Path, tmp_path: Path, open_page: Open, gone: str) -> None:
+        study = copy(finished, tmp_path)
+        shutil.rmtree(Path(study.uri) / gone)
+        assert self.made(study, open_page)
+
+    def test_no_password_or_signature_is_shown(self, finished: Path, tmp_path: Path) -> None:
+        study = copy(finished, tmp_path)
+        table = "https://somewhere/table.csv?X-Amz-Signature=SECRET"
+        study = change(study, prediction={**study.config.prediction.model_dump(mode="json"), "tables": [table]})
+        report.run(study, QUIET)
+        text = (Path(study.uri) / PAGE).read_text()
+        assert "somewhere/table.csv" in text
+        assert "SECRET" not in text
 
 
 class TestNotebooks:

@@ -117,6 +117,22 @@ class TestWhole:
         assert caught.value.hint
 
 
+class TestPages:
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [("report/index.html", "text/html"), ("a/figure.svg", "image/svg+xml"), ("x.png", "image/png")],
+    )
+    def test_a_bucket_says_what_they_are_so_that_browsers_show_them(self, s3, name, kind):
+        storage = Storage(f"{s3()}/root")
+        storage.write(name, b"<html></html>")
+        assert fsspec.filesystem("s3").info(f"{storage.root}/{name}")["ContentType"] == kind
+
+    def test_of_other_files_it_says_nothing(self, s3):
+        storage = Storage(f"{s3()}/root")
+        storage.write("a/b.parquet", b"x")
+        assert storage.read("a/b.parquet") == b"x"
+
+
 class TestMany:
     def test_those_that_are_there(self, storage):
         for name in ("x/a", "x/b", "c"):
