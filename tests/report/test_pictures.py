@@ -56,7 +56,7 @@ def test_of_a_rotated_grid_there_are_no_slices_and_no_viewer():
 def people(n_subjects, contrasts=("WM_2BK", "rew$_lose$")):
     rng = np.random.default_rng(0)
     lines = [
-        {"model": model, "contrast": contrast, "subject": who, "r": rng.normal()}
+        {"model": model, "contrast": contrast, "subject": who, "r": rng.standard_t(2)}
         for model in ("linear", "unet")
         for contrast in contrasts
         for who in range(n_subjects)

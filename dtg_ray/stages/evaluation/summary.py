@@ -121,7 +121,7 @@ def contrasts(study: Study, wide: Mapping[str, pd.DataFrame], groups: pd.DataFra
     )
     more = told[["subjects", "chance", "normalized_diagonality", "mean_map_r", "sd_map_r"]]
     table = more[["subjects"]].join(figures[order]).join(more.drop(columns="subjects"))
-    return table.join(_relative(study, wide)).reset_index()
+    return pd.concat([table, _relative(study, wide).reindex(table.index)], axis=1).reset_index()
 
 
 def _relative(study: Study, wide: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
