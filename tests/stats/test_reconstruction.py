@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from dtg_ray.stats.reconstruction import (
     diagonality_index,
@@ -249,3 +250,10 @@ class TestHalfPrecision:
     def test_a_map_of_zeros_keeps_nothing(self):
         zeros = np.zeros((1, 50), dtype=np.float16)
         assert dice(zeros, zeros).tolist() == [0]
+
+
+def test_dice_is_the_f1_score_of_scikit_learn():
+    actual, predicted = maps(n=4)
+    kept = [np.abs(one) > np.sort(np.abs(one), axis=1)[:, [-int(0.25 * one.shape[1])]] for one in (actual, predicted)]
+    expected = [f1_score(a, p) for a, p in zip(*kept, strict=True)]
+    np.testing.assert_allclose(dice(predicted, actual), expected)
