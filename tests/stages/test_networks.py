@@ -343,7 +343,7 @@ class TestFinetuned:
         ]
         for stage in ("synthesize", "evaluate"):
             assert dtg(stage, str(other), "--model", "unet-frozen", "--inline", "--quiet") == 0
-        assert pd.read_parquet(other / "evaluation/unet-frozen.parquet")["contrast"].tolist() == ["MOTOR_LH"]
+        assert pd.read_parquet(other / "evaluation/unet-frozen/contrasts.parquet")["contrast"].tolist() == ["MOTOR_LH"]
         assert study.synthetic("unet-frozen").shape[0] == 3
         assert study.map(study.cohort.index[0], "EMOTION_FACES", "unet-frozen").shape == study.grid.shape
 
@@ -462,7 +462,7 @@ class TestImported:
         for stage in ("synthesize", "evaluate"):
             assert dtg(stage, str(study), "--model", "imported", "--inline", "--quiet") == 0
         assert list(Study(str(study)).synthetic("imported")["contrast"].values) == ["MOTOR_LH", "GAMBLING_REWARD"]
-        assert pd.read_parquet(study / "evaluation/imported.parquet")["contrast"].tolist() == ["MOTOR_LH"]
+        assert pd.read_parquet(study / "evaluation/imported/contrasts.parquet")["contrast"].tolist() == ["MOTOR_LH"]
 
     def test_is_where_a_fine_tuning_starts(self, study: Path, checkpoint: Path) -> None:
         assert self.run(study, checkpoint, "--name", "published") == 0

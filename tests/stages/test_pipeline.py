@@ -84,7 +84,7 @@ class TestAFinishedStudy:
     def test_writes_figures_of_held_out_subjects_only(self, finished: Path) -> None:
         study = Study(str(finished))
         for name in study.config.models:
-            table = pd.read_parquet(finished / "evaluation" / f"{name}.parquet")
+            table = pd.read_parquet(finished / "evaluation" / name / "contrasts.parquet")
             assert list(table["contrast"]) == list(study.config.contrasts)
             assert (table["subjects"] <= (study.cohort["split"] == "test").sum()).all()
             assert table["r"].between(-1, 1).all()
@@ -119,7 +119,7 @@ class TestRunningAgain:
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
         again = tools.dtg("run", str(finished), "--keep-connectomes")
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
-        assert again.stderr.count("nothing to do") == 16
+        assert again.stderr.count("nothing to do") == 17
         assert "Reconstruction" in again.stdout
 
     def test_does_only_the_block_whose_receipt_is_gone(
@@ -155,6 +155,7 @@ class TestRunningAgain:
             "predict/measured",
             "predict/connectome",
             "scores",
+            "report",
         }
 
 
@@ -167,7 +168,7 @@ class TestTheCommandLine:
         first = json.loads(plans[0])
         assert (first["stage"], first["pending"], first["subjects"]) == ("connectomes", 6, 24)
         assert first["bytes_in"] == sum(path.stat().st_size for path in tools.data.rglob("*_bold.nii.gz"))
-        assert json.loads(plans[-1])["waiting"]
+        assert json.loads(plans[-2])["waiting"]
 
     def test_init_again_changes_nothing_and_another_study_is_refused(self, tools: Tools, tmp_path: Path) -> None:
         root = tools.init(str(tmp_path / "study"))

@@ -216,7 +216,7 @@ class TestStreaming:
         np.testing.assert_array_equal(is_stored, trained)
         assert (study.status()["pending"] == 0).all()
         assert maps(root) == maps(cohort / "stored")
-        assert (root / "evaluation/unet.parquet").exists()
+        assert (root / "evaluation/unet/contrasts.parquet").exists()
         assert (root / "prediction/connectome/scores/age.parquet").exists()
 
 
@@ -294,7 +294,7 @@ class TestAsked:
                 atol=1e-3,
             )
         dtg("evaluate", root, "--inline", "--quiet")
-        assert pd.read_parquet(root / "evaluation/unet.parquet")["contrast"].tolist() == [names[0], names[2]]
+        assert pd.read_parquet(root / "evaluation/unet/contrasts.parquet")["contrast"].tolist() == [names[0], names[2]]
 
     def test_bfloat16_is_close(self, root: Path, stored: Path) -> None:
         change(root, synthesis={"precision": "bfloat16"})

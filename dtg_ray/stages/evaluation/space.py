@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from dtg_ray import ledger
 from dtg_ray.results import ACTUAL, HELD_OUT, PREDICTED, SPACE
@@ -57,7 +58,8 @@ def _standardised(maps: NDArray[np.float16]) -> NDArray[np.float32]:
 def embed(maps: NDArray[np.float32], seed: int) -> tuple[NDArray, NDArray, str, float]:
     """Two coordinates of each map (n, V), how they were found, and the share of variance of two components."""
     pca = PCA(min(COMPONENTS, *maps.shape), svd_solver="randomized", random_state=seed)
-    scores = pca.fit_transform(maps.astype(np.float64))
+    with threadpool_limits(1):  # more of them give other last bits
+        scores = pca.fit_transform(maps.astype(np.float64))
     explained = float(pca.explained_variance_ratio_[:2].sum())
     if len(maps) < 15 or importlib.util.find_spec("umap") is None:
         return scores[:, 0], scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(maps)), "PCA", explained
