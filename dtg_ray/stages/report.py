@@ -52,6 +52,4 @@ def _write(book: ledger.Ledger, options: Options) -> Row:
     if not options.quiet:
         size, seconds = len(document) / 2**20, time.perf_counter() - begin
         tqdm.write(f"report: {study.storage.uri(PAGE)}, {size:.1f} MB in {seconds:.0f} s")
-    return Row(
-        STAGE, "done", qc={"bytes": float(len(document)), "sections": float(sum(bool(one.parts) for one in made))}
-    )
+    return Row(STAGE, "done", qc={"sections": float(sum(bool(one.parts) for one in made))})
