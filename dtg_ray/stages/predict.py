@@ -147,7 +147,10 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
             _task(study, feature, in_common, shares if _by_products(book, feature) else 0, options)
             for feature in features
         ]
-        dask.compute(*tasks, **chosen.arguments)
+        with threadpool_limits(
+            int(needs.cpus)
+        ):  # of this process: feature sets in threads must not change it for others
+            dask.compute(*tasks, **chosen.arguments)
 
 
 def _by_products(book: ledger.Ledger, feature: str) -> bool:

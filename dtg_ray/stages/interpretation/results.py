@@ -59,10 +59,12 @@ def finish(study: Study, job: Job, target: Target, fingerprint: str) -> None:
 
 def _finish(study: Study, job: Job, target: Target, fingerprint: str) -> None:
     receipts, begin = Receipts(study.storage, job.stage), time.perf_counter()
-    attempt = receipts.withdraw(target.unit)
     parts = sorted((part for part in job.parts.values() if part.target == target), key=lambda part: part.number)
     count, error = sum(len(part.subjects) for part in parts), _completeness_error(receipts, job, parts)
     means = _means(study, job, parts)
+    attempt = receipts.withdraw(
+        target.unit
+    )  # not before all parts were read: another driver may just have removed them
     _write_arrays(study, job, target, means, count)
     table = roi_table(study, job, target, means).assign(subjects=count, completeness_error=error)
     write_table(study.storage, f"{result_name(job.stage, target)}.parquet", table)
@@ -166,6 +168,8 @@ def _completeness_error(receipts: Receipts, job: Job, parts: Sequence[Part]) -> 
     figures = receipts.read([part.unit for part in parts])["qc"]  # in the order of the parts
     if len(figures) < len(parts):
         raise StudyError(f"{job.stage}: got {len(figures)} receipts of parts, expected {len(parts)}", hint=AGAIN)
+    if len(figures) < len(parts):
+        raise StudyError("parts of the attributions were lost", hint="the same command makes them again")
     missed, wanted = (sum(one[key] for one in figures) for key in ("error", "difference"))
     return float(missed / wanted) if wanted else float(missed)
 
