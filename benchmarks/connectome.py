@@ -153,14 +153,14 @@ def stage(folder: Path, actors: int) -> dict[str, float]:
     import shutil
 
     from dtg_ray import Study
-    from dtg_ray.stages import connectomes, runtime
+    from dtg_ray.stages import cluster, connectomes, runtime
 
     study = Study(str(folder / "study"))
     for name in ("connectomes.zarr", "receipts"):
         shutil.rmtree(folder / "study" / name, ignore_errors=True)
     begin = time.perf_counter()
     options = runtime.Options(inline=actors == 0, quiet=True, cpus=actors or None)
-    with runtime.session(options):
+    with cluster.session(options):
         started = time.perf_counter()
         rows = connectomes.run(study, options)
         work = time.perf_counter() - started

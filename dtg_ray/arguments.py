@@ -70,6 +70,16 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--address", help="a running Ray cluster, e.g. auto; default: RAY_ADDRESS, or a Ray of its own")
+    verb.add_argument(
+        "--wait-for-nodes",
+        type=float,
+        default=10,
+        metavar="MINUTES",
+        help="on a cluster, for an autoscaler to start such that are large enough (default: 10)",
+    )
+    verb.add_argument(
+        "--allow-unauthenticated", action="store_true", help="use a cluster that lets everybody in, on a closed network"
+    )
     verb.add_argument("--inline", action="store_true", help="without Ray, in this process")
     verb.add_argument("--cpus", type=int, help="CPUs that a Ray of its own may use (default: all)")
     verb.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from dtg_ray import ledger
 from dtg_ray.errors import ExcludedError, StorageError, StudyError, SubjectError
 from dtg_ray.imaging.streams import archive_of
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Crew, Options, map_units, peak_memory, progress, session
+from dtg_ray.stages.runtime import Options, peak_memory, progress
 from dtg_ray.store.arrays import read, where
 from dtg_ray.store.files import filesystem
 from dtg_ray.store.receipts import Receipts, Row

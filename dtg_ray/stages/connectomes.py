@@ -21,10 +21,11 @@ from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
 from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, recorded, run_blocks, take_back
+from dtg_ray.stages.crews import Crew
 from dtg_ray.stages.layout import coordinates, make_or_check
 from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
 from dtg_ray.stages.plan import Plan, resources_of
-from dtg_ray.stages.runtime import Crew, Options
+from dtg_ray.stages.runtime import Options
 from dtg_ray.store.arrays import ArraySpec, read, write, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study

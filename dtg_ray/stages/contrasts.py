@@ -15,9 +15,10 @@ from dtg_ray.imaging.contrast import read_contrast
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.stages import estimates
 from dtg_ray.stages.blocks import BlockWorker, describe_input, kept_rows, recorded, run_blocks
+from dtg_ray.stages.crews import Crew
 from dtg_ray.stages.layout import coordinates, make_or_check, refuse_gone
 from dtg_ray.stages.plan import Plan, resources_of
-from dtg_ray.stages.runtime import Crew, Options
+from dtg_ray.stages.runtime import Options
 from dtg_ray.store.arrays import ArraySpec, write_rows
 from dtg_ray.store.receipts import Row
 from dtg_ray.study import Study

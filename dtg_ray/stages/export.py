@@ -22,10 +22,12 @@ from dtg_ray import ledger
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.imaging import export
 from dtg_ray.stages import leftovers
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.derivative import Derivative, Source, as_json, begin, claim, source_of
 from dtg_ray.stages.maps import lost
 from dtg_ray.stages.plan import Plan, resources_of
-from dtg_ray.stages.runtime import Crew, Options, map_units, progress, session
+from dtg_ray.stages.runtime import Options, progress
 from dtg_ray.stats import moments
 from dtg_ray.store.arrays import read
 from dtg_ray.store.files import Storage, is_remote

@@ -17,6 +17,8 @@ from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.models.artifact import NetworkModel
 from dtg_ray.models.attribution import batch_within, bytes_per_connectome
 from dtg_ray.stages import connectomes, estimates
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.interpretation.parts import METHODS, Job, Method, Part, PartWorker, folder_of, write_array
 from dtg_ray.stages.interpretation.results import clear, finish, result_name, table_name, write_images
 from dtg_ray.stages.interpretation.targets import (
@@ -31,7 +33,7 @@ from dtg_ray.stages.interpretation.targets import (
 from dtg_ray.stages.maps import chosen_models, require_settled, window_counts
 from dtg_ray.stages.models import load_model, network_config
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Crew, Options, Resources, map_units, progress, session
+from dtg_ray.stages.runtime import Options, Resources, progress
 from dtg_ray.store.receipts import Receipts
 from dtg_ray.store.tables import read_table
 from dtg_ray.study import Study

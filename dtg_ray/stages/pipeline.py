@@ -9,7 +9,8 @@ import pandas as pd
 from dtg_ray import ledger
 from dtg_ray.cohort.manifest import TRAINING
 from dtg_ray.stages import connectomes, contrasts, evaluate, predict, report, synthesize, train
-from dtg_ray.stages.runtime import Options, session
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.runtime import Options
 from dtg_ray.study import Study
 
 STAGES = {

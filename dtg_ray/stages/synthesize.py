@@ -19,13 +19,14 @@ from dtg_ray.models.inference import ACTIVATIONS
 from dtg_ray.stages import connectomes, estimates
 from dtg_ray.stages.blocks import run_blocks
 from dtg_ray.stages.contrasts import ContrastWorker, make_maps, read_maps
+from dtg_ray.stages.crews import Crew
 from dtg_ray.stages.layout import refuse_gone
 from dtg_ray.stages.mapping import ConnectomeSource, MapSink, SynthesisWorker, array_name, arrays_of
 from dtg_ray.stages.maps import chosen_models
 from dtg_ray.stages.models import load_model, network_config, refuse_damaged
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.predictor import members_of
-from dtg_ray.stages.runtime import Crew, Options, Resources
+from dtg_ray.stages.runtime import Options, Resources
 from dtg_ray.study import Study
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ from dtg_ray.config import TRAINED_NETWORKS, BaselineConfig, TrainConfig
 from dtg_ray.errors import ModelError, StudyError
 from dtg_ray.models import activation_values
 from dtg_ray.models.baselines import Retest
+from dtg_ray.stages.cluster import session
 from dtg_ray.stages.maps import chosen_models, require_stored, usable
 from dtg_ray.stages.models import load_model, network_config, provenance_of, save_model, settings_of
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Options, session
+from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.single import settle
 from dtg_ray.stages.training.baselines import fit_group_mean, fit_linear
 from dtg_ray.stages.training.checkpoints import differences

@@ -23,9 +23,11 @@ from dtg_ray.config import FinetunedConfig, NetworkConfig, TrainConfig, fingerpr
 from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.report.pictures import curves
 from dtg_ray.report.style import png
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.maps import SubjectReader, chosen_models, require_stored, usable, window_counts
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.runtime import Crew, Options, Resources, map_units, peak_memory, session
+from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.train import plan as plan_training
 from dtg_ray.stages.training.checkpoints import Checkpoints
 from dtg_ray.stages.training.data import epoch_batches

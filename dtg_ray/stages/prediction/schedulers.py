@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtg_ray.errors import UsageError
-from dtg_ray.stages.runtime import Options, Resources, room, session
+from dtg_ray.stages.cluster import require_room, room, session
+from dtg_ray.stages.runtime import Options, Resources
 
 THREADS, RAY = "threads", "ray"
 
@@ -55,6 +56,7 @@ def scheduler(options: Options, needs: Resources, cpus: int) -> Iterator[Schedul
         with session(options):
             from ray.util.dask import ray_dask_get
 
+            require_room([needs], options)
             places = room(needs)
             remote = {"num_cpus": needs.cpus, "memory": needs.memory, "max_retries": 3}
             yield Scheduler({"scheduler": ray_dask_get, "ray_remote_args": remote}, places)

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from dtg_ray.ledger import Ledger
 from dtg_ray.models.artifact import Model
 from dtg_ray.models.baselines import GroupMean, Linear, RunningMean, fit_linear_subject, parcels_from_rois
+from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.maps import SubjectReader, window_counts
-from dtg_ray.stages.runtime import Crew, Options, Resources, map_units
+from dtg_ray.stages.runtime import Options, Resources
 from dtg_ray.study import Study
 
 

@@ -16,9 +16,10 @@ from dtg_ray.errors import DTGError, StudyError
 from dtg_ray.models import build
 from dtg_ray.models.artifact import NetworkModel
 from dtg_ray.models.unet import load_weights
+from dtg_ray.stages.cluster import gather, room
 from dtg_ray.stages.maps import usable, window_counts
 from dtg_ray.stages.models import network_config
-from dtg_ray.stages.runtime import Options, Resources, room
+from dtg_ray.stages.runtime import Options, Resources
 from dtg_ray.stages.training.checkpoints import Checkpoints, Claim
 from dtg_ray.stages.training.loop import BEST, Assignment, starting_network, train
 from dtg_ray.stages.training.progress import Herald, listening
@@ -78,7 +79,7 @@ def fit_network(study: Study, name: str, today: str, options: Options) -> Fitted
     if options.inline:
         _train_here(assignment, config, herald)
     else:
-        _train_on_ray(assignment, config, claim.checkpoints, herald)
+        _train_on_ray(assignment, config, claim, herald, options)
     claim.leave_alone()
     fitted = collect(study, name, assignment)
     if fitted.selected != config.select:
@@ -190,26 +191,26 @@ def _train_here(assignment: Assignment, config: TrainConfig, herald: Herald) -> 
     train(assignment, World(), herald)
 
 
-def _train_on_ray(assignment: Assignment, config: TrainConfig, checkpoints: Checkpoints, herald: Herald) -> None:
+def _train_on_ray(assignment: Assignment, config: TrainConfig, claim: Claim, herald: Herald, options: Options) -> None:
     """Start workers until training is over; those that die are started again while there is progress."""
     import ray.train
 
     each = Resources(config.cpus_per_worker, float(config.gpu))
-    if (places := room(each)) < config.workers:
+    if (places := room(each)) < config.workers and not gather([each] * config.workers, options):
         raise StudyError(
-            f"{herald.title}: got room for {places} workers of {each.cpus:g} CPU and {each.gpus:g} GPU, "
+            f"{herald.title}: got room for {places} workers of {each.claimed_cpus:g} CPU and {each.gpus:g} GPU, "
             f"expected {config.workers}",
             hint="train.workers and train.cpus_per_worker say what is asked for, --cpus what a Ray of its own has",
         )
     attempts = 0
     with listening(herald) as post, tempfile.TemporaryDirectory(prefix="dtg_ray_train_") as nothing_is_kept_here:
         while True:
-            before = checkpoints.position()
+            before = claim.checkpoints.position()
             try:
-                _fit(assignment, config, post.mailbox, nothing_is_kept_here)
+                _fit(assignment, config, each, post.mailbox, nothing_is_kept_here)
             except ray.train.TrainingFailedError as error:
                 reason = str(error).strip().splitlines()[-1]
-                attempts = 1 if checkpoints.position() > before else attempts + 1
+                attempts = 1 if claim.checkpoints.position() > before else attempts + 1
                 post.read()
                 if herald.error:
                     raise StudyError(herald.error[0], hint=herald.error[1]) from error
@@ -223,17 +224,18 @@ def _train_on_ray(assignment: Assignment, config: TrainConfig, checkpoints: Chec
                 return
 
 
-def _fit(assignment: Assignment, config: TrainConfig, mailbox: Any, folder: str) -> None:
+def _fit(assignment: Assignment, config: TrainConfig, each: Resources, mailbox: Any, folder: str) -> None:
     """Let Ray Train start workers that find each other; checkpoints are not its business."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})}
     TorchTrainer(
         work,
         train_loop_config={"assignment": assignment, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpu, resources_per_worker=resources
+            num_workers=config.workers,
+            use_gpu=config.gpu,
+            resources_per_worker=each.claim() | {"CPU": each.claimed_cpus},
         ),
         run_config=ray.train.RunConfig(
             name="run", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=0)
