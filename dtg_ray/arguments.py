@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dtg_ray import __version__
+from dtg_ray import __version__, arguments_cluster
 from dtg_ray import verbs as does
 from dtg_ray.verbs import LAYOUT_OPTIONS, WITH_MODEL
 
@@ -33,6 +33,25 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     _add_simulate(verbs)
     _add_init(verbs)
+    _add_stages(verbs)
+    _add_import(verbs)
+    _add_withdraw(verbs)
+    status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
+    status.add_argument("study")
+    status.add_argument("--json", action="store_true", help="counts and failures for programs")
+    status.set_defaults(verb=does.status)
+    demo = verbs.add_parser("demo", help="simulate a cohort and run everything on it")
+    demo.add_argument("study", nargs="?", default="demo/study", help="where the study goes (default: demo/study)")
+    demo.add_argument("--data", default="demo/data", help="local folder for the simulated images (default: demo/data)")
+    _add_run_options(demo)
+    _add_again_options(demo)
+    demo.set_defaults(verb=does.demo)
+    arguments_cluster.add(verbs, _add_stages)
+    return top
+
+
+def _add_stages(verbs: Any) -> None:  # argparse gives this object no public name
+    """All that runs on a cluster."""
     for name, text in STAGE_VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text, epilog=EPILOG)
         verb.add_argument("study", help="root of the study: a folder or s3://bucket/prefix")
@@ -49,23 +68,10 @@ def parser() -> argparse.ArgumentParser:
         if name == "connectomes":
             verb.add_argument("--training-only", action="store_true", help="only of those whom models are trained on")
         verb.set_defaults(verb=does.stage, stage=name, model=None)
-    _add_import(verbs)
     _add_finetune(verbs)
     _add_transfer_curve(verbs)
     _add_interpret(verbs)
-    _add_withdraw(verbs)
     _add_export(verbs)
-    status = verbs.add_parser("status", help="what is done and who failed, from the receipts alone")
-    status.add_argument("study")
-    status.add_argument("--json", action="store_true", help="counts and failures for programs")
-    status.set_defaults(verb=does.status)
-    demo = verbs.add_parser("demo", help="simulate a cohort and run everything on it")
-    demo.add_argument("study", nargs="?", default="demo/study", help="where the study goes (default: demo/study)")
-    demo.add_argument("--data", default="demo/data", help="local folder for the simulated images (default: demo/data)")
-    _add_run_options(demo)
-    _add_again_options(demo)
-    demo.set_defaults(verb=does.demo)
-    return top
 
 
 def _add_run_options(verb: argparse.ArgumentParser) -> None:

@@ -2,101 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dtg_ray import Study
+from ray_head import RAY, REPOSITORY, answer, head
 from stage_tools import Arrays, Tools
 
-REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the dashboard of `ray start --head`, with token authentication.
-
-    It has a folder of its own, by which Ray's jobs find their cluster: in that of all they may find a neighbour's.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # sockets want short paths
-    port, dashboard = free_port(), free_port()
-    command = [
-        *(sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"),
-        *(
-            "start",
-            "--head",
-            "--block",
-            f"--temp-dir={folder}",
-            f"--port={port}",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}",
-        ),
-        *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
-        *("--num-cpus=2", "--object-store-memory=300000000", "--disable-usage-stats"),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-    ]
-    log = (tmp_path_factory.mktemp("cluster") / "head.log").open("wb")
-    head = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        wait_until_up(address, head, Path(log.name))
+    """Address of a head's dashboard."""
+    with head(tmp_path_factory.mktemp("cluster") / "head.log") as address:
         yield address
-    finally:
-        head.terminate()
-        try:
-            head.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            head.kill()
-            head.wait()
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def answer(address: str, token: str | None) -> int:
-    """HTTP status of the jobs API."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
-        return int(urllib.request.urlopen(request, timeout=5).status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-def wait_until_up(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
-    deadline = time.monotonic() + 90
-    while answer(address, token) != 200:
-        assert head.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.3)
 
 
 def submit(address: str, *script: str) -> str:
     """`ray job submit --working-dir . -- python jobs/...`; returns its log."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"),
-            *("job", "submit", "--address", address, "--working-dir", ".", "--", sys.executable, *script),
-        ],
+        [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", sys.executable, *script],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -1,0 +1,81 @@
+"""A real Ray head, protected by the token of the tests, to which jobs are submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+RAY = (sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())")
+"""Ray's command line, without looking for its script."""
+STOPS_WITHIN = 40
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def head(log: Path) -> Iterator[str]:
+    """Address of the dashboard of `ray start --head`, with token authentication.
+
+    It has a folder of its own, by which Ray's jobs find their cluster: in that of all they may find a neighbour's.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # sockets want short paths
+    port, dashboard = free_port(), free_port()
+    command = [
+        *(*RAY, "start", "--head", "--block", f"--temp-dir={folder}", f"--port={port}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
+        *("--num-cpus=2", "--object-store-memory=300000000", "--disable-usage-stats"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+    ]
+    # a cluster's image has its Python on the path
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=environment)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until_up(address, process, log)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answer(address: str, token: str | None) -> int:
+    """HTTP status of the jobs API."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
+        return int(urllib.request.urlopen(request, timeout=5).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+    deadline = time.monotonic() + 90
+    while answer(address, token) != 200:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
