@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray.errors import DTGError, StudyError, UsageError
+from dtg_ray.stages.telemetry import logs, watch
 
 log = logging.getLogger(__name__)
 EMBEDDED_OBJECT_STORE = 256 * 2**20
@@ -104,8 +105,10 @@ def session(options: Options) -> Iterator[None]:
             "include_dashboard": False,
         }
         with _greeting_hidden():
-            ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
+            chosen = {"address": address} if address else own
+            ray.init(**chosen, **logs.options_of_ray(), log_to_driver=False, logging_level=logging.ERROR)
         stack.callback(ray.shutdown)
+        stack.callback(watch.tick)
         yield
 
 
