@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ray_head(log: Path) -> Iterator[Head]:
+def ray_head(log: Path, *, gpus: int = 0) -> Iterator[Head]:
     """Start it, wait until it answers, and end it."""
     folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # sockets want short paths
     port, dashboard, metrics = free_port(), free_port(), free_port()
@@ -62,7 +62,7 @@ def ray_head(log: Path) -> Iterator[Head]:
         *("--head", "--block", f"--temp-dir={folder}", f"--port={port}", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
         *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
-        *("--num-cpus=2", "--object-store-memory=300000000", "--disable-usage-stats"),
+        *("--num-cpus=2", f"--num-gpus={gpus}", "--object-store-memory=300000000", "--disable-usage-stats"),
         *("--min-worker-port=0", "--max-worker-port=0"),
     ]
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics", folder)
