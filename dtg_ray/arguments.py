@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dtg_ray import __version__
+from dtg_ray import __version__, doctor
 from dtg_ray import verbs as does
 from dtg_ray.verbs import LAYOUT_OPTIONS, WITH_MODEL
 
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("study")
     status.add_argument("--json", action="store_true", help="counts and failures for programs")
     status.set_defaults(verb=does.status)
+    doctor.add(verbs)
     demo = verbs.add_parser("demo", help="simulate a cohort and run everything on it")
     demo.add_argument("study", nargs="?", default="demo/study", help="where the study goes (default: demo/study)")
     demo.add_argument("--data", default="demo/data", help="local folder for the simulated images (default: demo/data)")
