@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dtg_ray import __version__, arguments_cluster
+from dtg_ray import __version__, arguments_cluster, doctor
 from dtg_ray import verbs as does
 from dtg_ray.verbs import LAYOUT_OPTIONS, WITH_MODEL
 
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _add_again_options(demo)
     demo.set_defaults(verb=does.demo)
     arguments_cluster.add(verbs, _add_stages)
+    doctor.add(verbs)
     return top
 
 

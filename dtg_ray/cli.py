@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from dtg_ray.arguments import parser
 from dtg_ray.errors import DTGError
+from dtg_ray.stages.telemetry import logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `dtg`; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = parser().parse_args(arguments)
     try:
+        logs.set_up()
         return int(options.verb(options))
     except DTGError as error:
         return _complain(str(error), error.hint, error.exit_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import Any
 
 import fsspec
@@ -16,6 +17,8 @@ ATTEMPTS = 10
 """How often a request is tried; with its waits about half a minute of a store that answers with errors at once."""
 CONNECT_SECONDS, READ_SECONDS = 10, 30
 """How long a connection may take, and how long nothing may come over it."""
+RETRIES: Counter[str] = Counter()
+"""Requests of this process that were made again, by the reason."""
 SECRETS = (re.compile(r"(?<=://)[^/@\s\"]+@"), re.compile(r"(?<=://)([^?\s\"]*)\?[^\s\"]*"))
 """Users with passwords in URIs, and the signatures after the question mark."""
 WITH_CREDENTIALS = re.compile(r"s3a?://(?!arn:)[^/]*[:@]|[a-z0-9+.-]+://[^/@]*:[^/]*@", re.IGNORECASE)

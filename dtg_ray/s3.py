@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
 from dtg_ray.errors import StorageError
-from dtg_ray.remote import ATTEMPTS
+from dtg_ray.remote import ATTEMPTS, RETRIES
 
+log = logging.getLogger(__name__)
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
 """Seconds; a wait is drawn between none and a longest one, which doubles."""
 JITTER = random.SystemRandom()
@@ -116,6 +118,9 @@ class S3(S3FileSystem):
                 if not goes_away(error) or attempt == self.attempts:
                     self._tell(error, request)
                     raise
+                reason = _code(error) or type(error).__name__
+            RETRIES[reason] += 1
+            log.info("%s: attempt %d of %d: %s; trying again", method, attempt, self.attempts, reason)
             await asyncio.sleep(wait_after(attempt))
         raise AssertionError("unreachable")
 

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,29 +28,58 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Head:
+    """Where things are.
+
+    Parameters
+    ----------
+    address : str
+        As `--address` of a stage takes it.
+    dashboard : str
+        URL to which jobs are submitted.
+    metrics : str
+        URL that Prometheus reads.
+    folder : Path
+        Of Ray's session, with its logs.
+    """
+
+    address: str
+    dashboard: str
+    metrics: str
+    folder: Path
+
+    def scrape(self) -> str:
+        """All figures as they are now; nothing while the agent is not there yet."""
+        try:
+            return str(urllib.request.urlopen(self.metrics, timeout=5).read().decode())
+        except OSError:
+            return ""
+
+
 @contextlib.contextmanager
-def head(log: Path) -> Iterator[str]:
-    """Address of the dashboard of `ray start --head`, with token authentication.
+def ray_head(log: Path, *, gpus: int = 0) -> Iterator[Head]:
+    """`ray start --head` with token authentication: wait until it answers, and end it.
 
     It has a folder of its own, by which Ray's jobs find their cluster: in that of all they may find a neighbour's.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # sockets want short paths
-    port, dashboard = free_port(), free_port()
+    port, dashboard, metrics = free_port(), free_port(), free_port()
     command = [
         *(*RAY, "start", "--head", "--block", f"--temp-dir={folder}", f"--port={port}"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
         *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
-        *("--num-cpus=2", "--object-store-memory=300000000", "--disable-usage-stats"),
+        *("--num-cpus=2", f"--num-gpus={gpus}", "--object-store-memory=300000000", "--disable-usage-stats"),
         *("--min-worker-port=0", "--max-worker-port=0"),
     ]
+    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", folder)
     # a cluster's image has its Python on the path
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=environment)
-    address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_until_up(address, process, log)
-        yield address
+        _wait_until_up(head, process, log)
+        yield head
     finally:
         process.terminate()
         try:
@@ -72,10 +102,10 @@ def answer(address: str, token: str | None) -> int:
         return 0
 
 
-def wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
     deadline = time.monotonic() + 90
-    while answer(address, token) != 200:
+    while answer(head.dashboard, token) != 200 or "ray_" not in head.scrape():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.3)

@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from dtg_ray.stages.cluster import session
 from dtg_ray.stages.crews import Crew, map_units
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, peak_memory, progress
+from dtg_ray.stages.telemetry import watch
 from dtg_ray.store.arrays import read, where
 from dtg_ray.store.files import filesystem
 from dtg_ray.store.receipts import Receipts, Row
@@ -65,9 +66,9 @@ class BlockWorker(ABC):
         rows = list(holding.values())
         if self.retry or not self.is_settled(block, holding):
             kept = self.kept(holding)
-            attempt = self.receipts.withdraw(unit, kept.values(), socket.gethostname())
+            attempt = withdraw(self.receipts, unit, kept.values())
             rows = self.work(block, kept)
-            commit(self.receipts, unit, rows, today, attempt)
+            commit(self.receipts, unit, rows, today, attempt, kept)
             take_back(self.receipts, unit, self.undone(block, rows))
         return {"unit": unit, "subjects": len(rows), "failed": sum(row.status == "failed" for row in rows)}
 
@@ -84,13 +85,31 @@ class BlockWorker(ABC):
         return {subject: row for subject, row in holding.items() if row.status == "done"}
 
 
-def commit(receipts: Receipts, unit: str, rows: list[Row], today: Mapping[str, str | None], attempt: int) -> None:
-    """Write the receipt of a block, in the order of its subjects: from here on its work counts as done."""
+def withdraw(receipts: Receipts, unit: str, kept: Iterable[Row]) -> int:
+    """Take back the receipt of a block that is about to be done, but for some rows; the number of this attempt."""
+    attempt = receipts.withdraw(unit, kept, socket.gethostname())
+    watch.begun(receipts.stage, unit, attempt)
+    return attempt
+
+
+def commit(
+    receipts: Receipts,
+    unit: str,
+    rows: list[Row],
+    today: Mapping[str, str | None],
+    attempt: int,
+    kept: Collection[str] = (),
+) -> None:
+    """Write the receipt of a block, in the order of its subjects: from here on its work counts as done.
+
+    `kept` are the subjects whose rows are as they were.
+    """
     order = {subject: number for number, subject in enumerate(today)}
     rows = sorted(rows, key=lambda row: order[row.subject])
     for row in rows:
         row.fingerprint = today[row.subject] or ""
     receipts.write(unit, rows, attempt=attempt, host=socket.gethostname())
+    watch.committed(receipts.stage, unit, attempt, rows, kept)
 
 
 def take_back(receipts: Receipts, unit: str, subjects: Sequence[str]) -> None:
@@ -171,10 +190,10 @@ def run_blocks(
     if options.dry_run:
         return False
     index_receipts(study, stages)  # of a run that was killed
-    with session(options):
-        results = map_units(crews, pending, options)
-        for _ in progress(results, plan.subjects, plan.stage, options):
-            pass
+    with session(options), watch.stage(study.uri, plan.stage.split(",")[0], plan.subjects) as watched:
+        results = map_units(watched.crews(crews), pending, options)
+        for result in progress(results, plan.subjects, plan.stage, options):
+            watched.took(result)
     index_receipts(study, stages)
     return True
 

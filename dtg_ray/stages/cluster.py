@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dtg_ray.errors import StudyError
 from dtg_ray.stages.runtime import Options, Resources, gigabytes
+from dtg_ray.stages.telemetry import logs, watch
 
 EMBEDDED_OBJECT_STORE = 256 * 2**20
 """Only small tables travel through the object store; arrays go from a worker straight to the study."""
@@ -48,12 +49,14 @@ def session(options: Options) -> Iterator[None]:
         "include_dashboard": False,
     }
     with _greeting_hidden():
-        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
+        chosen = {"address": address} if address else own
+        ray.init(**chosen, **logs.options_of_ray(), log_to_driver=False, logging_level=logging.ERROR)
     try:
         if address and not options.allow_unauthenticated:
             _refuse_unprotected()
         yield
     finally:
+        watch.tick()
         ray.shutdown()
 
 
@@ -162,15 +165,19 @@ def require_room(workers: Sequence[Resources], options: Options) -> None:
     StudyError
         When one fits nowhere: it would wait for ever.
     """
-    homeless = [worker for worker in workers if not room(worker)]
-    if not homeless or gather(homeless, options):
-        return
+    homeless = [worker for worker in workers if shortage(worker)]
+    if homeless and not gather(homeless, options):
+        raise StudyError(
+            shortage(homeless[0]), hint="use larger nodes, smaller blocks (cohort.block_size) or a coarser grid"
+        )
+
+
+def shortage(worker: Resources) -> str:
+    """What is wrong with the nodes for a worker that fits none of them; nothing where it fits one."""
+    if room(worker):
+        return ""
     have = ", ".join(_describe(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0)) for node in _nodes())
-    worker = homeless[0]
-    raise StudyError(
-        f"got nodes of {have}; a worker needs {_describe(worker.claimed_cpus, worker.gpus, worker.memory)}",
-        hint="use larger nodes, smaller blocks (cohort.block_size) or a coarser grid",
-    )
+    return f"got nodes of {have}; a worker needs {_describe(worker.claimed_cpus, worker.gpus, worker.memory)}"
 
 
 def gather(workers: Sequence[Resources], options: Options) -> bool:

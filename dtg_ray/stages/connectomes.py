@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import socket
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,7 +19,7 @@ from dtg_ray.imaging.rest import Recipe, Workspace, subject_connectomes
 from dtg_ray.imaging.scan import Scan
 from dtg_ray.imaging.series import read_header
 from dtg_ray.stages import estimates
-from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, recorded, run_blocks, take_back
+from dtg_ray.stages.blocks import BlockWorker, commit, describe_input, recorded, run_blocks, take_back, withdraw
 from dtg_ray.stages.crews import Crew
 from dtg_ray.stages.layout import coordinates, make_or_check
 from dtg_ray.stages.maps import SubjectReader, recorded_windows, unstored
@@ -305,7 +304,7 @@ class ConnectomeWorker(BlockWorker):
             elif keep or before is None or before.status != row.status:
                 if keep:
                     if not made:  # rows that do not hold today must not stand beside what is written now
-                        self.receipts.withdraw(ledger.block_unit(block), holding.values(), socket.gethostname())
+                        withdraw(self.receipts, ledger.block_unit(block), holding.values())
                     self.store(position, row, values)
                 made[position - rows.start] = row, edges
             yield row, recorded_windows(values) if row.status == "done" else None
@@ -328,9 +327,9 @@ class ConnectomeWorker(BlockWorker):
             return
         new = {row.subject for row, _ in made.values()}
         kept = [row for subject, row in now.items() if subject not in new]
-        attempt = self.receipts.withdraw(unit, kept, socket.gethostname())
+        attempt = withdraw(self.receipts, unit, kept)
         rows = self._finish(block, made)
-        commit(self.receipts, unit, rows, self.today(block), attempt)
+        commit(self.receipts, unit, rows, self.today(block), attempt, {row.subject for row in kept})
         take_back(self.receipts, unit, self.undone(block, rows))
 
     def store(self, position: int, row: Row, values: Windows) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from dtg_ray import ledger
 from dtg_ray.config import EnsembleConfig
 from dtg_ray.errors import DamagedError
 from dtg_ray.float16 import as_float16
-from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back
+from dtg_ray.stages.blocks import commit, kept_rows, recorded, take_back, withdraw
 from dtg_ray.stages.connectomes import ConnectomeWorker, Windows
 from dtg_ray.stages.maps import recorded_windows
 from dtg_ray.stages.predictor import Prediction, Predictor, check_finite
@@ -139,7 +138,7 @@ class BlockMaps:
         self._receipts = receipts_of(study, model)
         self._place = (study.block(block.number)["row"] - self._rows.start).astype(int).to_dict()
         self._done = block.done(model)
-        self._attempt = self._receipts.withdraw(block.unit, self._done.values(), socket.gethostname())
+        self._attempt = withdraw(self._receipts, block.unit, self._done.values())
         place, storage = array_name(model), study.storage
         self._arrays = {name: storage.open_array(place, name, writable=True) for name in arrays_of(study)}
         asked_before = "spread" not in self._arrays and storage.exists(f"{place}/spread/zarr.json")
@@ -189,7 +188,7 @@ class BlockMaps:
         rows = [*self._done.values(), *self._new]
         made = {row.subject: row.fingerprint for row in rows}
         today = {subject: made[subject] for subject in self._block.connectomes if subject in made}
-        commit(self._receipts, unit, rows, today, self._attempt)
+        commit(self._receipts, unit, rows, today, self._attempt, self._done)
         take_back(self._receipts, unit, self._undone())
         return self._new
 

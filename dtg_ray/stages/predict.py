@@ -40,6 +40,7 @@ from dtg_ray.stages.prediction.scores import summarise
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
+from dtg_ray.stages.telemetry import logs, watch
 from dtg_ray.stats.gram import Gram, GramSum, gram
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import write_table
@@ -56,7 +57,8 @@ def run(study: Study, options: Options) -> pd.DataFrame:
     book = ledger.Ledger(study)
     todo = [name for name in study.config.feature_sets() if _show(book, name, options)]
     if todo and not options.dry_run:
-        _compute(book, todo, options)
+        with watch.stage(study.uri, "predict"):
+            _compute(book, todo, options)
         book = ledger.Ledger(study)
     stages = [f"predict/{feature_folder(feature)}" for feature in study.config.feature_sets()]
     rows = [book.account(stage).rows for stage in stages]
@@ -210,6 +212,7 @@ def predict_feature(uri: str, feature: str, in_common: list[str], quiet: bool, s
     study = Study(uri)
     book = ledger.Ledger(study)
     account = book.account(f"predict/{feature_folder(feature)}")
+    logs.at_work(study=study.uri, stage=account.stage)
     work = _Work(book, feature, in_common, quiet)
     with threadpool_limits(_cpus(len(work.subjects))):
         work.do(account.pending(), sums)
@@ -291,10 +294,13 @@ class _Work:
         if self.receipts.holding(unit, self.account.owed[unit]):
             return  # another driver was faster
         begin, attempt = time.perf_counter(), self.receipts.withdraw(unit)
+        logs.at_work(block=unit)
+        watch.begun(self.account.stage, unit, attempt)
         row = work()
         row.fingerprint = str(self.account.owed[unit][row.subject])
         row.seconds, row.peak_memory = time.perf_counter() - begin, peak_memory()
         self.receipts.write(unit, [row], attempt=attempt, host=socket.gethostname())
+        watch.committed(self.account.stage, unit, attempt, [row])
 
     def _weights(self, engines: Engines, targets: list[Target]) -> None:
         """Write weights and patterns of all targets; their receipts come after them."""

@@ -13,6 +13,7 @@ from dtg_ray.errors import StudyError
 from dtg_ray.ledger import Account
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.runtime import Options, peak_memory
+from dtg_ray.stages.telemetry import watch
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.study import Study
 
@@ -45,8 +46,11 @@ def settle(study: Study, account: Account, plan: Plan, work: Callable[[str], Row
         if not now.pending():  # another driver was faster
             return now.rows
     today, receipts, begin = str(account.today()), Receipts(study.storage, account.stage), time.perf_counter()
-    attempt = receipts.withdraw(ledger.MODEL)
-    row = work(today)
-    row.fingerprint, row.seconds, row.peak_memory = today, time.perf_counter() - begin, peak_memory()
-    receipts.write(ledger.MODEL, [row], attempt=attempt, host=socket.gethostname())
+    with watch.stage(study.uri, account.stage):
+        attempt = receipts.withdraw(ledger.MODEL)
+        watch.begun(account.stage, ledger.MODEL, attempt)
+        row = work(today)
+        row.fingerprint, row.seconds, row.peak_memory = today, time.perf_counter() - begin, peak_memory()
+        receipts.write(ledger.MODEL, [row], attempt=attempt, host=socket.gethostname())
+        watch.committed(account.stage, ledger.MODEL, attempt, [row])
     return ledger.account(study, account.stage).rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,13 +41,21 @@ def run(study: Study, options: Options, model: str | None = None) -> pd.DataFram
         When the study has no such model.
     """
     names = [name for name in chosen_models(study, model) if study.config.models[name].kind != "ensemble"]
-    rows = [_run_one(study, name, options) for name in names]
+    with contextlib.ExitStack() as stack:
+        if not options.dry_run and sum(bool(_pending(study, name, options)) for name in names) > 1:
+            stack.enter_context(session(options))  # one for all: it takes seconds to start
+        rows = [_run_one(study, name, options) for name in names]
     return pd.concat(rows, ignore_index=True)
 
 
-def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
+def _pending(study: Study, name: str, options: Options) -> list[str]:
+    """What is to be done of a model."""
     account = ledger.account(study, f"train/{name}")
-    pending = [ledger.MODEL] if options.overwrite else account.pending(retry_failed=options.retry_failed)
+    return [ledger.MODEL] if options.overwrite else account.pending(retry_failed=options.retry_failed)
+
+
+def _run_one(study: Study, name: str, options: Options) -> pd.DataFrame:
+    account, pending = ledger.account(study, f"train/{name}"), _pending(study, name, options)
     todo = plan(study, name, pending)
     work = NOTHING_TO_FIT.get(study.config.models[name].kind)
     if work is None:

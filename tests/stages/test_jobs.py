@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dtg_ray import Study
-from ray_head import RAY, REPOSITORY, answer, head
+from ray_head import RAY, REPOSITORY, answer, ray_head
 from stage_tools import Arrays, Tools
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a head's dashboard."""
-    with head(tmp_path_factory.mktemp("cluster") / "head.log") as address:
-        yield address
+    with ray_head(tmp_path_factory.mktemp("cluster") / "head.log") as head:
+        yield head.dashboard
 
 
 def submit(address: str, *script: str) -> str:

@@ -20,6 +20,7 @@ from dtg_ray.stages.cluster import gather, room
 from dtg_ray.stages.maps import usable, window_counts
 from dtg_ray.stages.models import network_config
 from dtg_ray.stages.runtime import Options, Resources
+from dtg_ray.stages.telemetry import logs
 from dtg_ray.stages.training.checkpoints import Checkpoints, Claim
 from dtg_ray.stages.training.loop import BEST, Assignment, starting_network, train
 from dtg_ray.stages.training.progress import Herald, listening
@@ -75,7 +76,7 @@ def fit_network(study: Study, name: str, today: str, options: Options) -> Fitted
     if options.overwrite and _ended(claim.checkpoints, config):
         claim.checkpoints.clear()
     events = (study.storage, f"{assignment.folder}/tensorboard/events.out.tfevents.dtg_ray")
-    herald = Herald(f"train/{name}", config.epochs, events, options)
+    herald = Herald(f"train/{name}", config.epochs, events, options, gpus=config.workers if config.gpu else 0)
     if options.inline:
         _train_here(assignment, config, herald)
     else:
@@ -249,10 +250,13 @@ def work(settings: Mapping[str, Any]) -> None:
     from ray.train.torch import get_device
 
     context, put, device = ray.train.get_context(), settings["mailbox"].put.remote, get_device()
+    assignment: Assignment = settings["assignment"]
+    stage = "/".join(assignment.folder.split("/")[:2])
+    logs.at_work(study=assignment.study, stage=stage, worker=context.get_world_rank())
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where nccl exchanges objects
     try:
-        train(settings["assignment"], World(context.get_world_rank(), context.get_world_size(), device), put)
+        train(assignment, World(context.get_world_rank(), context.get_world_size(), device), put)
     except DTGError as error:
         ray.get(put({"error": (str(error), error.hint)}))
         raise

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from dtg_ray.stages.runtime import Options, duration
+from dtg_ray.stages.telemetry import watch
 from dtg_ray.store.files import Storage
 
 SHOWN = {
@@ -38,10 +39,14 @@ class Herald:
     events : tuple of Storage and str, optional
         Where TensorBoard's file is kept.
     options : Options
+    gpus : int
+        That it is done on.
     """
 
-    def __init__(self, title: str, epochs: int, events: tuple[Storage, str] | None, options: Options) -> None:
-        self.title, self.epochs, self.events, self.quiet = title, epochs, events, options.quiet
+    def __init__(
+        self, title: str, epochs: int, events: tuple[Storage, str] | None, options: Options, *, gpus: int = 0
+    ) -> None:
+        self.title, self.epochs, self.events, self.quiet, self.gpus = title, epochs, events, options.quiet, gpus
         self.error: tuple[str, str] | None = None
         """Message and hint of a worker that could not go on."""
 
@@ -55,6 +60,7 @@ class Herald:
             if not self.quiet:
                 self.say(epoch_line(message["history"], self.epochs))
             self._log(message["history"])
+            watch.epoch(message["history"][-1], self.gpus)
 
     def _log(self, history: Sequence[Mapping[str, float]]) -> None:
         """TensorBoard is a convenience: without its file training goes on."""
