@@ -144,11 +144,9 @@ def _follow(cluster: Cluster, job: str, patience: Patience, *, as_json: bool) ->
     from dtg_ray.stages.jobs.cluster import UnknownJobError, UnreachableError
     from dtg_ray.stages.jobs.following import Screen, exit_code, follow
 
-    screen = Screen()
     try:
-        info = follow(cluster, job, screen, patience)
+        info = follow(cluster, job, Screen(), patience)
     except KeyboardInterrupt:
-        screen.close()
         say(f"the job goes on; to follow it again: {_how(cluster, 'follow', job)}")
         say(f"to stop it: {_how(cluster, 'stop', job)}")
         return INTERRUPTED
@@ -172,6 +170,7 @@ def _follow(cluster: Cluster, job: str, patience: Patience, *, as_json: bool) ->
 
 
 def _stop(cluster: Cluster, job: str, patience: Patience, *, as_json: bool) -> int:
+    """Stop a job and wait until it has stopped; 1 when that takes too long."""
     from dtg_ray.stages.jobs.following import exit_code, wait
 
     before = patience.insist(lambda: cluster.info(job))
@@ -179,7 +178,13 @@ def _stop(cluster: Cluster, job: str, patience: Patience, *, as_json: bool) -> i
         say(f"{job} had ended before: {str(before.status).lower()}")
     else:
         patience.insist(lambda: cluster.stop(job))
+        say(f"{job} is {str(before.status).lower()}, and is told to stop")
     info = wait(cluster, job, patience)
+    if not info.status.is_terminal():
+        raise DTGError(
+            f"{job} is told to stop, but is {str(info.status).lower()} still: {info.message}",
+            hint="Ray stops a job that waits for room once it begins, or gives it up after 15 minutes",
+        )
     if as_json:
         print(json.dumps({"id": job, "status": str(info.status), "exit_code": exit_code(info)}))
     else:

@@ -69,6 +69,8 @@ class Screen:
         """An empty line that may be the carriage return before a bar."""
         self._bar = ""
         """The last bar, when it still has to be printed or ended."""
+        self._shown = ""
+        """The last bar in any case: it comes once before its line break, and once with it."""
         self._printed = 0.0
 
     def write(self, text: str) -> None:
@@ -78,6 +80,12 @@ class Screen:
             self._line(line)
         if BAR.fullmatch(self._begun):  # its end comes with the next one
             self._show(self._begun)
+        self.out.flush()
+
+    def pause(self) -> None:
+        """Make room for a line of somebody else."""
+        if self._drawn_over:
+            self._end_bar()
         self.out.flush()
 
     def close(self) -> None:
@@ -105,6 +113,9 @@ class Screen:
 
     def _show(self, bar: str) -> None:
         bar, self._blank = bar.rstrip(), False
+        if bar == self._shown:
+            return
+        self._shown = bar
         if self._bar and _title(bar) != _title(self._bar):
             self._end_bar()
         self._bar = bar
@@ -141,30 +152,37 @@ def follow(cluster: Cluster, job: str, screen: Screen, patience: Patience) -> Jo
     ------
     UnreachableError
         When the cluster is away for too long.
+    UnknownJobError
+        When the cluster does not know the job, or not any more.
     """
     unseen = Unseen()
-    while True:
-        unseen.restart()
-        try:
-            for text in cluster.tail(job):
-                patience.back()
-                screen.write(unseen(text))
-            info = cluster.info(job)
-        except UnreachableError as error:
-            screen.close()
-            patience.lost(error)
-            continue
-        if info.status.is_terminal():
-            screen.close()
-            return info
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        while True:
+            unseen.restart()
+            try:
+                for text in cluster.tail(job):
+                    patience.back()
+                    screen.write(unseen(text))
+                info = cluster.info(job)
+            except UnreachableError as error:
+                screen.pause()
+                patience.lost(error)
+                continue
+            if info.status.is_terminal():
+                return info
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        screen.close()
 
 
 def wait(cluster: Cluster, job: str, patience: Patience) -> JobDetails:
-    """Wait for the end of a job."""
-    while not (info := patience.insist(lambda: cluster.info(job))).status.is_terminal():
+    """Wait until a job has ended, for as long as its cluster may be away; what is known of it then."""
+    deadline = time.monotonic() + patience.seconds
+    while True:
+        info = patience.insist(lambda: cluster.info(job))
+        if info.status.is_terminal() or time.monotonic() > deadline:
+            return info
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    return info
 
 
 def exit_code(info: JobDetails) -> int | None:

@@ -87,6 +87,5 @@ def environment(asked: Sequence[str], here: Mapping[str, str]) -> dict[str, str]
 def _refused(name: str) -> UsageError:
     return UsageError(
         f"got {name}, expected no secrets: what a job is given can be read by everybody who reaches the cluster",
-        hint="give the cluster's nodes a role (an instance profile, a service account), or the secret to its image's "
-        "start",
+        hint="give the cluster's nodes a role (an instance profile, a service account), or the secret when they start",
     )
