@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -50,16 +51,26 @@ def submit(options: argparse.Namespace, words: Callable[[argparse.Namespace], li
     cluster, patience = _connect(options)
     if local and not options.shared_filesystem:
         _refuse_local(local, cluster)
-    if not options.beside:
+    if not (options.beside or options.dry_run):
         _refuse_second(options, cluster)
-    with request.code() as folder:
+    with request.code() as folder, _told(cluster, job["submission_id"]):
         runtime_env = {"env_vars": environment} | ({} if options.installed else {"working_dir": str(folder)})
         patience.insist(lambda: cluster.submit(**job, runtime_env=runtime_env))
-    say(f"{job['submission_id']} is submitted to {cluster.url}")
     if options.no_follow:
         print(job["submission_id"])
         return 0
     return _follow(cluster, job["submission_id"], patience, as_json=options.json)
+
+
+@contextlib.contextmanager
+def _told(cluster: Cluster, job: str) -> Iterator[None]:
+    """Say that a job is handed in, or may be: whoever lost patience has to know its name."""
+    try:
+        yield
+    except (KeyboardInterrupt, DTGError):
+        say(f"{job} may be submitted or not: dtg jobs --address {cluster.url}")
+        raise
+    say(f"{job} is submitted to {cluster.url}")
 
 
 def _check_stage(options: argparse.Namespace) -> None:
@@ -136,7 +147,11 @@ def _connect(options: argparse.Namespace) -> tuple[Cluster, Patience]:
         refuse_unprotected(options.address)
     if options.address.startswith("http://") and not is_loopback(options.address):
         say("the token travels in clear text: use https://, or a tunnel to http://127.0.0.1:8265")
-    return Cluster(options.address), Patience(options.patience * 60, say)
+    cluster = Cluster(options.address)
+    here, there = cluster.ray_versions()
+    if here.split(".")[:2] != there.split(".")[:2]:
+        say(f"the cluster has Ray {there}, and this dtg_ray is made for Ray {here}")
+    return cluster, Patience(options.patience * 60, say)
 
 
 def _follow(cluster: Cluster, job: str, patience: Patience, *, as_json: bool) -> int:

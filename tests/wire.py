@@ -1,13 +1,18 @@
-"""A TCP proxy whose connections can be cut, frozen and refused."""
+"""TCP proxies: one whose connections can be cut, frozen and refused, and one that speaks TLS."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 PIECE = 4096
@@ -109,3 +114,48 @@ def wire(url: str) -> Iterator[Wire]:
         yield proxy
     finally:
         proxy.close()
+
+
+@contextlib.contextmanager
+def tls(url: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """A proxy before a server that speaks TLS: its https URL, and the certificate to believe."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    ends: list[Any] = []
+    parts, ready = urlsplit(url), threading.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            there = await asyncio.open_connection(parts.hostname, parts.port)
+            await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
+
+    async def listen() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        loop.set_exception_handler(lambda *_: None)  # who does not believe us hangs up
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        ends.extend((server.sockets[0].getsockname()[1], lambda: loop.call_soon_threadsafe(stop.set)))
+        ready.set()
+        await stop.wait()
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(listen()), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    port, stop = ends
+    try:
+        yield f"https://127.0.0.1:{port}", certificate
+    finally:
+        stop()
+        thread.join(30)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(PIECE):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

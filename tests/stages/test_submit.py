@@ -26,7 +26,7 @@ from dtg_ray.stages.jobs.cluster import Cluster, Patience, UnreachableError
 from dtg_ray.stages.jobs.following import Screen, exit_code, follow, wait
 from ray_head import head
 from stage_tools import Tools
-from wire import Wire, wire
+from wire import Wire, tls, wire
 
 pytestmark = pytest.mark.slow
 
@@ -111,8 +111,9 @@ class TestAStage:
         done = tools.dtg("submit", "report", study, "--address", url, check=2)
         assert job in done.stderr
         assert f"--follow {job}" in done.stderr
-        beside = tools.dtg("submit", "report", study, "--address", url, "--beside", "--no-follow", "--dry-run").stdout
-        assert wait(Cluster(url), beside.strip(), patient()).driver_exit_code == 0
+        tools.dtg("submit", "report", study, "--address", url, "--dry-run")
+        beside = tools.dtg("submit", "report", study, "--address", url, "--beside", "--no-follow").stdout.strip()
+        assert beside in {other.submission_id for other in Cluster(url).jobs()}
         tools.dtg("jobs", "--address", url, "--stop", job)
 
     def test_of_files_that_other_machines_have_not_is_refused(
@@ -334,6 +335,16 @@ class TestWhoIsThere:
         assert done.returncode == 1
         assert "RAY_AUTH_TOKEN_PATH" in done.stderr
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+    def test_somebody_with_a_certificate_is_believed_when_that_is_known(
+        self, url: str, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = python(url, "print('over TLS')")
+        with tls(url, tmp_path) as (secure, certificate):
+            assert "REQUESTS_CA_BUNDLE" in tools.dtg("jobs", "--address", secure, check=1).stderr
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+            assert "over TLS\n" in tools.dtg("jobs", "--address", secure, "--follow", job).stdout
 
     def test_the_address_that_was_given_is_asked(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")

@@ -8,12 +8,14 @@ import logging
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+import ray
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
@@ -31,6 +33,11 @@ LONGEST_WAIT = 15.0
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 OVERRIDES = (ADDRESS, "RAY_ADDRESS")
 """Variables that Ray's client puts before the address it is given."""
+TUNNEL = (
+    "is the cluster up, and the tunnel to it: ssh -L 8265:127.0.0.1:8265 HEAD, or "
+    "kubectl port-forward service/NAME-head-svc 8265:8265"
+)
+TRUST = "set REQUESTS_CA_BUNDLE=FILE with the certificate of whoever signed the cluster's"
 CHATTY = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -39,6 +46,9 @@ CHATTY = (
 )
 """Loggers that announce every upload and tell of a missing token in their own words."""
 AWAY = {429, 502, 503, 504}
+REASON = re.compile(
+    r"certificate verify failed|timed out|refused|reset|aborted|unreachable|Name or service not known|HTTP status \d+"
+)
 LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
 
 
@@ -177,6 +187,10 @@ class Cluster:
         with self._in_words(), _without(OVERRIDES):
             self._client = _Client(url)
 
+    def ray_versions(self) -> tuple[str, str]:
+        """Of Ray here, and there."""
+        return ray.__version__, str(self._client._server_ray_version)  # noqa: SLF001 - asked for when it connected
+
     def submit(self, **job: Any) -> None:
         """Hand in a job, as `JobSubmissionClient.submit_job` takes it; one that is there already is accepted."""
         with self._in_words():
@@ -228,7 +242,7 @@ class Cluster:
         url, headers = f"{self.url}/api/jobs/{job}/logs/tail", self._client._headers  # noqa: SLF001 - its token
         async with (
             aiohttp.ClientSession(headers=headers) as session,
-            session.ws_connect(url, max_msg_size=0) as socket,
+            session.ws_connect(url, max_msg_size=0, ssl=_certificates()) as socket,
         ):
             yield ""
             while True:
@@ -252,10 +266,9 @@ class Cluster:
         except AuthenticationError as error:
             raise _refused(self.url, str(error)) from None
         except (OSError, aiohttp.ClientError) as error:
+            reason = _reason(error)
             raise UnreachableError(
-                f"{self.url}: no answer ({_reason(error)})",
-                hint="is the cluster up, and the tunnel to it: ssh -L 8265:127.0.0.1:8265 HEAD, or "
-                "kubectl port-forward service/NAME-head-svc 8265:8265",
+                f"{self.url}: no answer ({reason})", hint=TRUST if "certificate" in reason else TUNNEL
             ) from error
         except RuntimeError as error:
             if job and "status code 404" in str(error):
@@ -263,6 +276,11 @@ class Cluster:
             if "No available agent" in str(error) or "Failed to get head node agent" in str(error):
                 raise UnreachableError(f"{self.url}: its head is not ready") from error
             raise DTGError(f"{self.url}: {_last_line(str(error))}") from error
+
+
+def _certificates() -> ssl.SSLContext:
+    """Whom to believe: as `requests`, which asks everything but the log, is told."""
+    return ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
 
 
 async def _next(pieces: AsyncIterator[str]) -> str | None:
@@ -292,8 +310,8 @@ def _refused(url: str, answer: str) -> DTGError:
 def _reason(error: BaseException) -> str:
     """The cause of an exception of `requests`, whose own text is mostly pointers."""
     text = f"{error.__context__} {error}"
-    named = re.search(r"(timed out|refused|reset|aborted|unreachable|Name or service not known|HTTP status \d+)", text)
-    return named[1] if named else type(error).__name__
+    named = REASON.search(text)
+    return named[0] if named else type(error).__name__
 
 
 def _last_line(text: str) -> str:
