@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -66,6 +67,8 @@ class Faults:
         Nothing happens to requests without this in their path.
     refused : tuple of str
         Methods that are forbidden, as to somebody who may only read.
+    clock : float
+        Seconds by which the server's clock is slow.
     counts : Counter
         By what was done; "requests" are all of them.
     log : list of str
@@ -77,6 +80,7 @@ class Faults:
     always: str = ""
     only: str = ""
     refused: tuple[str, ...] = ()
+    clock: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
 
@@ -181,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in response.getheaders()
             if name.lower() not in {"connection", "transfer-encoding", "content-length"}
         ]
+        if self.faults.clock:
+            head = [(name, value) for name, value in head if name.lower() != "date"]
+            head.append(("Date", formatdate(time.time() - self.faults.clock, usegmt=True)))
         length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
         self.give(kind, response, [*head, ("Content-Length", length or "0")], data)
 

@@ -12,7 +12,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,14 @@ import yaml
 
 from dtg_ray import Study
 from dtg_ray.cli import main
+from dtg_ray.remote import RETRIES
 from dtg_ray.stages.runtime import Options, session
-from dtg_ray.stages.telemetry import logs
+from dtg_ray.stages.telemetry import logs, watch
 from dtg_ray.stages.telemetry.metrics import CATALOGUE, Board
+from dtg_ray.store.files import Storage
 from dtg_ray.store.receipts import Receipts
 from ray_head import Head, free_port, ray_head
+from s3_faults import Faults
 from stage_tools import Tools
 
 MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
@@ -330,20 +333,32 @@ def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "DTG_LOG: got 'xml', expected one of text, json" in capsys.readouterr().err
 
 
+def committed_inline(tools: Tools, *arguments: str) -> list[dict[str, Any]]:
+    """What a stage without Ray logs of the blocks it has committed."""
+    command, environment = tools.command(*arguments, "--inline", "--quiet"), {**os.environ, "DTG_LOG": "json"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return [line for line in lines(done.stderr) if ": committed" in line["message"]]
+
+
 class TestInline:
     def test_the_lines_say_block_and_attempt_too(self, tools: Tools, tmp_path: Path) -> None:
         root = tools.init(str(tmp_path / "study"))
-        done = subprocess.run(
-            tools.command("contrasts", root, "--inline", "--quiet"),
-            env={**os.environ, "DTG_LOG": "json"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        committed = [line for line in lines(done.stderr) if ": committed" in line["message"]]
+        committed = committed_inline(tools, "contrasts", root)
         assert [line["block"] for line in committed] == Receipts(Study(root).storage, "contrasts").units()
         assert {line["stage"] for line in committed} == {"contrasts"}
         assert not any("node" in line for line in committed)
+
+    def test_a_block_that_is_done_again_is_another_attempt_of_those_alone(self, tools: Tools, tmp_path: Path) -> None:
+        shutil.copytree(tools.data, tmp_path / "data")
+        broken = next((tmp_path / "data" / "sub-0001" / "func").glob("*_bold.nii.gz"))
+        whole = broken.read_bytes()
+        broken.write_bytes(b"nothing")
+        root = tools.init(str(tmp_path / "study"), data=tmp_path / "data")
+        first = committed_inline(tools, "connectomes", root)
+        assert [(line["attempt"], line["failed"]) for line in first] == [(1, 1), *[(1, 0)] * 5]
+        broken.write_bytes(whole)
+        (again,) = committed_inline(tools, "connectomes", root, "--retry-failed")
+        assert (again["block"], again["attempt"], again["subjects"], again["failed"]) == (first[0]["block"], 2, 1, 0)
 
     def test_nothing_is_said_as_text_and_nothing_of_what_was_said_stays(self, tools: Tools, tmp_path: Path) -> None:
         root = tools.init(str(tmp_path / "study"))
@@ -360,3 +375,37 @@ def test_figures_that_cannot_be_told_stop_nothing(caplog: pytest.LogCaptureFixtu
         board.tell("dtg_blocks_total", 1, colour="a label that it does not have")
         board.tell("dtg_blocks_total", 1, study="a", stage="b")
     assert caplog.text.count("there will be none of this run") == 1
+
+
+@pytest.mark.slow
+def test_the_waiting_of_a_training_is_counted_for_each_of_its_gpus() -> None:
+    """Of two GPUs for 8 seconds, a quarter of which they waited. A Ray of its own offers figures as any other."""
+    import ray
+
+    with session(Options(cpus=1)):
+        (node,) = ray.nodes()
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        head = Head("", url, Path())
+        with watch.stage("s3://bucket/study", "train/unet"):
+            watch.epoch({"seconds": 8.0, "waiting": 0.25}, 2)
+            watch.epoch({"seconds": 8.0, "waiting": 0.0}, 0)
+            until(lambda: by_stage(head, "ray_dtg_gpu_wait_seconds_total") == {"train/unet": 4})
+            assert by_stage(head, "ray_dtg_gpu_busy_seconds_total") == {"train/unet": 12}
+
+
+@pytest.mark.s3
+def test_requests_that_are_made_again_are_counted_and_logged_without_names(
+    s3: Callable[[], str], faults: Faults, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, before = Storage(f"{s3()}/study"), RETRIES["SlowDown"]
+    faults.script = ["slow_down", "slow_down"]
+    with written():
+        token = logs.at_work(block="block-00001")
+        place.write("sub-0001/secret.txt", b"x")
+        logs.back_to(token)
+    assert RETRIES["SlowDown"] == before + 2
+    told = lines(capsys.readouterr().err)
+    assert [line["message"] for line in told] == [
+        f"put_object: attempt {n} of 10: SlowDown; trying again" for n in (1, 2)
+    ]
+    assert {line["block"] for line in told} == {"block-00001"}

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +24,17 @@ SECONDS = 120
 """How long a node may take to answer."""
 UNEXPECTED = 2
 """Ray's reason of a node's death that is nobody's wish."""
+PATIENCE = 40
+"""Seconds in which a cluster takes somebody in."""
+JOIN = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except BaseException as error:
+    print(type(error).__name__, error)
+    sys.exit(1)
+"""
+"""Tried in a process of its own: Ray waits for minutes where something else than Ray answers, and may end who waits."""
 LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -31,7 +44,9 @@ def attached(options: Options) -> Iterator[list[Finding]]:
     name, address = "Ray", options.address or os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
         try:
-            _knock(address)
+            if address:
+                _knock(address)
+                _try(address)
             stack.enter_context(session(options))
         except Exception as error:  # noqa: BLE001 - the doctor tells, whatever it is
             yield [failed(name, error, _why_not(address, error))]
@@ -40,7 +55,7 @@ def attached(options: Options) -> Iterator[list[Finding]]:
 
 
 def _knock(address: str) -> None:
-    """Ray itself waits for minutes where nobody listens."""
+    """Whether anybody listens at an address."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -49,14 +64,27 @@ def _knock(address: str) -> None:
             raise StudyError(f"got no connection to {address}: {error.strerror or error}") from error
 
 
+def _try(address: str) -> None:
+    """Whether it is Ray that listens there, and takes us in."""
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
+    command = [sys.executable, "-c", JOIN, address]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConnectionError(f"got no answer of Ray from {address} in {PATIENCE} s") from error
+    if done.returncode:
+        said = (done.stdout.strip() or f"ended by {done.returncode}").splitlines()[0]
+        raise ConnectionError(f"got no Ray at {address} that takes us in: {said}")
+
+
 def _why_not(address: str, error: Exception) -> str:
     """What to do about a Ray that is not there."""
     if isinstance(error, StudyError):
         return "is the cluster up (`ray status`), the address right, the port open for this machine?"
-    if isinstance(error, ConnectionError):
-        return "RAY_AUTH_MODE=token, and in RAY_AUTH_TOKEN_PATH the token of that cluster; or no cluster is there"
     if "ersion" in str(error):
         return "the same Python and ray on this machine as on the cluster"
+    if isinstance(error, ConnectionError):
+        return "RAY_AUTH_MODE=token, and in RAY_AUTH_TOKEN_PATH the token of that cluster; or no cluster is there"
     return f"`ray status --address {address}`" if address else "free memory and disk; see `disk` and `shared memory`"
 
 
