@@ -136,7 +136,9 @@ class TestClocks:
         (finding,) = checked("clock of S3", lambda: storage.server_clock(place))
         assert finding.state == state
         if slow:
-            assert finding.found in {f"{abs(slow) + i} s {'fast' if slow > 0 else 'slow'}" for i in (-1, 0, 1)}
+            seconds, _, way = finding.found.split()  # at least so many: less the time that the request took
+            assert abs(slow) / 2 < float(seconds) <= abs(slow) + 1
+            assert way == ("fast" if slow > 0 else "slow")
 
     def test_of_nodes_are_told_by_the_worst(self) -> None:
         told = {"10.0.0.1": {"clock": (0.1, 0.2)}, "10.0.0.2": {"clock": (-90.0, 0.2)}}
