@@ -26,7 +26,7 @@ EMPTY_LISTS = "initialization setup head_setup worker_setup head_start_ray worke
 
 
 class Provider(FakeMultiNodeProvider):
-    """Ray's own, made more like a cloud's: types of nodes may declare memory, and nodes that were lost are not listed."""
+    """Ray's own, made more like a cloud's: nodes may declare memory, and those that were lost are not listed."""
 
     def create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
         counted = {name: amount for name, amount in resources.items() if name != "memory"}
