@@ -338,6 +338,11 @@ def _predict(book: Ledger, folder: str) -> Owed:
     return owed
 
 
+def features_fingerprint(book: Ledger, feature: str) -> str | None:
+    """Hash of all that is known of a feature set; None while it is unfinished."""
+    return _features(book, [feature])
+
+
 def _features(book: Ledger, features: Iterable[str], *parts: object) -> str | None:
     """Hash of all that is known of some feature sets; None while one is unfinished."""
     config, known = book.study.config, []

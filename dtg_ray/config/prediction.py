@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dtg_ray.config.section import Name, Section
 
@@ -106,6 +106,12 @@ class PredictionConfig(Section):
     alpha: float | Literal["features/samples"] | tuple[float, ...] = Field(
         "features/samples", description="penalty; of several the one best by leave-one-out in each training fold"
     )
+    tiles: int | None = Field(
+        None,
+        ge=1,
+        description="people in a tile of the Gram matrix, 4096 for example, for more people than one machine holds; by "
+        "default it is in one piece",
+    )
     permutations: int = Field(1000, ge=0)
     within: str | None = Field(None, description="exchangeability: column whose members change places among themselves")
     whole: str | None = Field(None, description="exchangeability: column whose members change places together")
@@ -130,6 +136,15 @@ class PredictionConfig(Section):
             raise ValueError(f"got {value}, expected numbers greater than 0")
         return value
 
+    @model_validator(mode="after")
+    def _tiles_have_one_penalty(self) -> PredictionConfig:
+        if self.tiles and isinstance(self.alpha, tuple):
+            raise ValueError(
+                f"tiles: got {self.tiles} and several alpha {self.alpha}, expected one alpha: to choose from several "
+                "takes eigenvectors, which are not computed in tiles"
+            )
+        return self
+
     def confounds_of(self, target: str) -> tuple[str, ...]:
         """What is regressed out for a target: never itself."""
         own = self.targets[target].confounds if target in self.targets else None
@@ -146,6 +161,6 @@ class PredictionConfig(Section):
 
     def identity_of(self, target: str) -> dict[str, Any]:
         """All settings that the result of a target depends on, whatever the features."""
-        apart = {"tables", "targets", "features", "stacks", "mask", "confounds", "repeats", "weight_maps"}
+        apart = {"tables", "targets", "features", "stacks", "mask", "confounds", "repeats", "weight_maps", "tiles"}
         settings = self.model_dump(mode="json", exclude=apart)
         return {**settings, "kind": self.kind_of(target), "confounds": self.confounds_of(target)}

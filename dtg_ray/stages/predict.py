@@ -2,6 +2,7 @@
 
 Each feature set is read once into a Gram matrix; then one target after the other is predicted and committed. Dask runs
 feature sets side by side: in threads here, as tasks of the Ray cluster the job is in, or on a dask.distributed one.
+With `prediction.tiles` it runs one feature set after the other, and the tiles of its matrices side by side.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray import ledger
-from dtg_ray.config import feature_folder
-from dtg_ray.errors import StudyError
+from dtg_ray.config import PredictionConfig, feature_folder, fingerprint
+from dtg_ray.errors import MissingFileError, StudyError
 from dtg_ray.ledger import COMMON
 from dtg_ray.results import prediction_table
 from dtg_ray.stages.maps import require_settled
@@ -37,6 +38,9 @@ from dtg_ray.stages.prediction.gram import gram_sum, precision
 from dtg_ray.stages.prediction.people import Target, target_of
 from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
 from dtg_ray.stages.prediction.scores import summarise
+from dtg_ray.stages.prediction.scratch import Scratch
+from dtg_ray.stages.prediction.sweep import Compute, single_thread
+from dtg_ray.stages.prediction.tiled import TiledGram, memory_in_tiles, tiled_gram
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
@@ -118,6 +122,10 @@ def plan(book: ledger.Ledger, feature: str) -> Plan:
         return Plan(account.stage, units, len(pending), 0, waiting=waiting)
     features = Features(study, feature, members(book, feature))
     n, p = len(features.subjects), features.n_features
+    if tile := tile_of(study.config.prediction, n, p):
+        passes = -(-n // tile) + 1  # a tile's people are read once for each other tile, and twice for their own
+        needed = memory_in_tiles(features, tile)
+        return Plan(account.stage, units, len(pending), n, passes * 2 * n * p, memory=needed)
     needed = memory(n, p, study.config.prediction.alpha)
     return Plan(account.stage, units, len(pending), n, 2 * n * p, memory=needed, cpus=_cpus(n))
 
@@ -126,10 +134,23 @@ def memory(n: int, n_features: int, alpha: object) -> int:
     """Bytes that predicting from features of n subjects takes.
 
     Four (n, n) matrices, or one and what is read meanwhile; eight where folds keep their eigenvectors, to choose alpha.
+    Of fewer features than half as many four times the features and the covariances of ten folds.
     """
     read = min(2 * n * n_features, 6 * 2**30) + 2 * COLUMN_BYTES
+    if not uses_gram(n, n_features):
+        return 2**28 + read + 8 * n_features * (4 * n + 10 * n_features)
     matrices = 8 if isinstance(alpha, tuple) else 4
     return 2**28 + max(matrices * 8 * n * n, 12 * n * n + read)
+
+
+def uses_gram(n: int, n_features: int) -> bool:
+    """Whether subjects are predicted from their inner products, the features being too many to be kept."""
+    return 0 < n <= 2 * n_features + 1
+
+
+def tile_of(config: PredictionConfig, n: int, n_features: int) -> int | None:
+    """People in a tile of a feature set's Gram matrix; None where that is in one piece, or there is none."""
+    return min(config.tiles, n) if config.tiles and uses_gram(n, n_features) else None
 
 
 def _cpus(n: int) -> int:
@@ -138,11 +159,25 @@ def _cpus(n: int) -> int:
 
 def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> None:
     """Predict from some feature sets, side by side."""
-    study = book.study
-    sizes = {feature: len(members(book, feature)) for feature in features}
     in_common = _common(book)
     _say(_about_comparisons(book, in_common), options)
-    needs = Resources(_cpus(max(sizes.values())), memory=max(plan(book, feature).memory for feature in features))
+    tiled = [feature for feature in features if _tile(book, feature)]
+    if whole := [feature for feature in features if feature not in tiled]:
+        _compute_whole(book, whole, in_common, options)
+    if tiled:
+        _compute_tiled(book, tiled, in_common, options)
+
+
+def _tile(book: ledger.Ledger, feature: str) -> int | None:
+    features = Features(book.study, feature, members(book, feature))
+    return tile_of(book.study.config.prediction, len(features.subjects), features.n_features)
+
+
+def _compute_whole(book: ledger.Ledger, features: Sequence[str], in_common: list[str], options: Options) -> None:
+    """Predict from feature sets whose Gram matrix is in one piece, each a task."""
+    study = book.study
+    sizes = [len(members(book, feature)) for feature in features]
+    needs = Resources(_cpus(max(sizes)), memory=max(plan(book, feature).memory for feature in features))
     with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen:
         shares = 1 if options.scheduler == THREADS else chosen.places // len(features)
         tasks = [
@@ -153,6 +188,16 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
             int(needs.cpus)
         ):  # of this process: feature sets in threads must not change it for others
             dask.compute(*tasks, **chosen.arguments)
+
+
+def _compute_tiled(book: ledger.Ledger, features: Sequence[str], in_common: list[str], options: Options) -> None:
+    """Predict from feature sets whose Gram matrix is in tiles, one after the other: the tiles are tasks."""
+    needs = Resources(1, memory=max(plan(book, feature).memory for feature in features))
+    with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen, single_thread():
+        for feature in features:
+            predict_in_tiles(
+                book.study.uri, feature, in_common, options.quiet, lambda x: dask.compute(*x, **chosen.arguments)
+            )
 
 
 def _by_products(book: ledger.Ledger, feature: str) -> bool:
@@ -215,23 +260,42 @@ def predict_feature(uri: str, feature: str, in_common: list[str], quiet: bool, s
     logs.at_work(study=study.uri, stage=account.stage)
     work = _Work(book, feature, in_common, quiet)
     with threadpool_limits(_cpus(len(work.subjects))):
-        work.do(account.pending(), sums)
+        work.do(account.pending(), functools.partial(work.in_one_piece, sums))
+
+
+def predict_in_tiles(uri: str, feature: str, in_common: list[str], quiet: bool, compute: Compute) -> None:
+    """As `predict_feature`, with tiles as tasks; they are removed when all targets are done, and not before.
+
+    Parameters
+    ----------
+    uri, feature, in_common, quiet
+        As of `predict_feature`.
+    compute : callable
+        See `sweep.Compute`.
+    """
+    folder = feature_folder(feature)
+    before: list[str] = []
+    while (units := (book := ledger.Ledger(Study(uri))).account(f"predict/{folder}").pending()) != before:
+        work, before = _Work(book, feature, in_common, quiet), units
+        with contextlib.suppress(MissingFileError):  # another driver was faster, and has removed what it needs no more
+            work.do(units, functools.partial(work.in_tiles, compute))
 
 
 class _Work:
     """The targets of one feature set."""
 
     def __init__(self, book: ledger.Ledger, feature: str, in_common: list[str], quiet: bool) -> None:
-        self.study, self.feature, self.in_common, self.quiet = book.study, feature, in_common, quiet
+        self.book, self.study, self.feature, self.in_common, self.quiet = book, book.study, feature, in_common, quiet
         self.account = book.account(f"predict/{feature_folder(feature)}")
         self.subjects = members(book, feature)
         self.receipts = Receipts(self.study.storage, self.account.stage)
         self.exchange = people.exchangeability(self.study)
         self.number = {subject: number for number, subject in enumerate(self.study.cohort["subject"])}
+        self.scratch = Scratch(self.study.storage, f"prediction/{feature_folder(feature)}/tiles")
         self.clock = Clock()
 
-    def do(self, units: list[str], sums: Sequence[GramSum]) -> None:
-        """Predict what is owed, targets of the same subjects one after the other."""
+    def do(self, units: list[str], read: Callable[[], Gram | TiledGram | NDArray[np.float64]]) -> None:
+        """Predict what is owed from the features that are read, targets of the same subjects one after the other."""
         targets = {unit: self._target(unit) for unit in units}
         for unit, target in targets.items():
             if isinstance(target, str):
@@ -239,12 +303,13 @@ class _Work:
         usable = {unit: target for unit, target in targets.items() if isinstance(target, Target)}
         if not usable:
             return
-        engines = self._engines(sums)
+        engines = Engines(read(), self.subjects, self.study.config.prediction.alpha)
         ordered = sorted(usable, key=lambda unit: (len(usable[unit].subjects), usable[unit].subjects))
         if self.study.config.prediction.weight_maps:
             self._weights(engines, [usable[unit] for unit in ordered if COMMON not in unit])
         for unit in tqdm(ordered, desc=f"predict/{self.feature}", unit="phenotype", disable=self.quiet):
             self._commit(unit, functools.partial(self._predict, engines, unit, usable[unit]))
+        self.scratch.remove()
 
     def _name(self, unit: str) -> str:
         (name,) = self.account.owed[unit]
@@ -256,23 +321,29 @@ class _Work:
             return target_of(self.study, name.removesuffix(COMMON), self.in_common if self.subjects else [])
         return target_of(self.study, name, self.subjects)
 
-    def _engines(self, sums: Sequence[GramSum]) -> Engines:
+    def in_one_piece(self, sums: Sequence[GramSum]) -> Gram | NDArray[np.float64]:
         """The features, as inner products or, where they are far fewer than subjects, as they are."""
         features, config = Features(self.study, self.feature, self.subjects), self.study.config.prediction
-        X: Gram | NDArray[np.float64]
         if sums:
             total = GramSum(len(self.subjects))
             for other in sums:
                 total.merge(other)
-            X = total.gram()
-        elif features.n_features < len(self.subjects):
+            return total.gram()
+        if features.n_features < len(self.subjects):
             with self.clock("read"):
                 X = features.matrix()
-            if features.n_features >= len(self.subjects) // 2:
-                X = gram(X)
-        else:
-            X = gram_sum(features, features.pieces(), self.clock, dtype=precision(config.alpha)).gram()
-        return Engines(X, self.subjects, config.alpha)
+            return gram(X) if uses_gram(*X.shape) else X
+        return gram_sum(features, features.pieces(), self.clock, dtype=precision(config.alpha)).gram()
+
+    def in_tiles(self, compute: Compute) -> TiledGram:
+        """Their inner products in tiles; those of other people or settings are removed."""
+        features, config = Features(self.study, self.feature, self.subjects), self.study.config.prediction
+        tile = config.tiles or len(self.subjects)
+        dtype = precision(config.alpha) if features.n_features >= len(self.subjects) else np.float64
+        known = ledger.features_fingerprint(self.book, self.feature)
+        digest = fingerprint(known, self.subjects, tile, np.dtype(dtype).name)
+        self.scratch.keep("", digest)
+        return tiled_gram(features, self.feature, tile, dtype, self.scratch.below(digest), compute)
 
     def _predict(self, engines: Engines, unit: str, target: Target) -> Row:
         """Write the tables of one target."""

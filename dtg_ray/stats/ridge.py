@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dtg_ray.stats.adjustment import Adjustment
 from dtg_ray.stats.folds import Fold
 from dtg_ray.stats.gram import Float, Gram, check_finite, check_size, gram, shape_of
-from dtg_ray.stats.solvers import HoldOut, Inverses, Nested, Primal, Solver
+from dtg_ray.stats.solvers import Factorised, Inverses, Nested, Primal, Solver
 
 FEATURES_PER_SAMPLE = "features/samples"
 Rows = NDArray[np.int64]
@@ -37,7 +37,7 @@ class OutOfFold:
 
     Parameters
     ----------
-    X : (n, p) float, Gram or Inverses
+    X : (n, p) float, Gram or Factorised
         Features, or their Gram matrix; `Inverses` of it shares factorisations with other folds and confounds.
     folds : list of (train, test)
         Row numbers, as of `folds.fold_indices`.
@@ -55,7 +55,7 @@ class OutOfFold:
 
     def __init__(
         self,
-        X: Float | Gram | Inverses,
+        X: Float | Gram | Factorised,
         folds: Sequence[Fold],
         alpha: Alpha = FEATURES_PER_SAMPLE,
         confounds: NDArray[np.floating] | None = None,
@@ -165,31 +165,34 @@ def cross_validated_ridge(
 
 
 def _solver(
-    X: Float | Gram | Inverses, adjustment: Adjustment, alpha: Alpha
+    X: Float | Gram | Factorised, adjustment: Adjustment, alpha: Alpha
 ) -> tuple[Solver, list[float] | Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
     """Choose the smaller system: covariance of the features or inner products of the subjects; and the alphas."""
     p = _size(X)[1]
     sizes = [len(part.train) for part in adjustment.parts]
-    features, inverses = np.empty((0, 0)), None
-    if isinstance(X, Inverses):
-        inverses = X
-    elif isinstance(X, Gram) or p >= min(sizes):
-        inverses = Inverses(X if isinstance(X, Gram) else gram(X))
-    else:
+    features, known = np.empty((0, 0)), X if isinstance(X, Factorised) else None
+    if isinstance(X, Gram):
+        known = Inverses(X)
+    elif not isinstance(X, Factorised) and p >= min(sizes):
+        known = Inverses(gram(X))
+    elif not isinstance(X, Factorised):
         check_finite(X, "the features")
         features = X.astype(np.float64, copy=False)
     if isinstance(alpha, Sequence) and not isinstance(alpha, str):
-        nested = Nested(inverses.gram if inverses else features, adjustment, [_number(one) for one in alpha])
+        if known and not isinstance(known, Inverses):
+            raise ValueError(f"got {len(alpha)} alphas to choose from and a Gram matrix in tiles, expected one alpha")
+        inner = known.gram if isinstance(known, Inverses) else features
+        nested = Nested(inner, adjustment, [_number(one) for one in alpha])
         return nested, nested.chosen
     penalties = [p / m if alpha == FEATURES_PER_SAMPLE else _number(alpha) for m in sizes]
-    if inverses:
-        return HoldOut(inverses, adjustment, penalties), penalties
+    if known:
+        return known.solver(adjustment, penalties), penalties
     return Primal(features, adjustment, penalties), penalties
 
 
-def _size(X: Float | Gram | Inverses) -> tuple[int, int]:
+def _size(X: Float | Gram | Factorised) -> tuple[int, int]:
     """Subjects and features."""
-    if isinstance(X, Inverses):
+    if isinstance(X, Factorised):
         return X.n, X.n_features
     return (len(X.matrix), X.n_features) if isinstance(X, Gram) else shape_of(X)
 

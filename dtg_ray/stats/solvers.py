@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,20 @@ class Solver(Protocol):
 
     def __call__(self, targets: Float) -> Float:
         """Targets (n, B) of everybody -> (n, B) float64; NaN for rows that no fold tests."""
+
+
+@runtime_checkable
+class Factorised(Protocol):
+    """Inner products K of n subjects, factorised once for each alpha: here (`Inverses`), or in tiles elsewhere."""
+
+    n: int
+    n_features: int
+
+    def times(self, alpha: float, columns: Float) -> Float:
+        """(K + alpha I)^-1 times columns, (n, B), of inner products less their mean."""
+
+    def solver(self, adjustment: Adjustment, alphas: Sequence[float]) -> Solver:
+        """What the features add to the predictions of folds, an alpha for each."""
 
 
 class Inverses:
@@ -62,6 +76,14 @@ class Inverses:
                 del self.kept[next(iter(self.kept))]
             self.kept[alpha] = self._invert(alpha)
         return self.kept[alpha]
+
+    def times(self, alpha: float, columns: Float) -> Float:
+        """The inverse for an alpha times columns, (n, B)."""
+        return np.asarray(self.of(alpha) @ columns)
+
+    def solver(self, adjustment: Adjustment, alphas: Sequence[float]) -> HoldOut:
+        """What the features add to the predictions of folds."""
+        return HoldOut(self, adjustment, alphas)
 
     @property
     def limit(self) -> int:

@@ -10,7 +10,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from dtg_ray.stats.adjustment import basis_of
 from dtg_ray.stats.gram import Gram
-from dtg_ray.stats.solvers import centred, not_positive
+from dtg_ray.stats.solvers import Factorised, centred, not_positive
 
 Float = NDArray[np.float64]
 
@@ -41,15 +41,18 @@ class FinalFit:
         return np.asarray(self.fitted / np.where(squares > 0, squares, 1))
 
 
-def final_fit(X: Gram | Float, targets: Float, alpha: float, confounds: NDArray[np.floating] | None = None) -> FinalFit:
+def final_fit(
+    X: Gram | Factorised | Float, targets: Float, alpha: float, confounds: NDArray[np.floating] | None = None
+) -> FinalFit:
     """Fit ridge to everybody.
 
     The minimum of `||y - Z b - X w||^2 + alpha ||w||^2` has w = X' a with a = S y, see `solvers.HoldOut`; for fewer
-    features than subjects a = (y - X w) / alpha of what confounds leave of both.
+    features than subjects a = (y - X w) / alpha of what confounds leave of both. Of a matrix that is not at hand, K a
+    is M a - alpha a, M a being what confounds leave of y.
 
     Parameters
     ----------
-    X : Gram or (n, p) float64
+    X : Gram, Factorised or (n, p) float64
     targets : (n, B) float64
     alpha : float
     confounds : (n, c) float, optional
@@ -70,6 +73,12 @@ def final_fit(X: Gram | Float, targets: Float, alpha: float, confounds: NDArray[
             of_targets, of_confounds = (cho_solve(factor, right, check_finite=False) for right in (wanted, Z))
             dual = of_targets - of_confounds @ np.linalg.solve(Z.T @ of_confounds, Z.T @ of_targets)
             explained = kernel @ dual
+        elif isinstance(X, Factorised):
+            both = X.times(alpha, np.hstack([wanted, Z]))
+            of_targets, of_confounds = both[:, : wanted.shape[1]], both[:, wanted.shape[1] :]
+            share = np.linalg.solve(Z.T @ of_confounds, Z.T @ of_targets)
+            dual = of_targets - of_confounds @ share
+            explained = wanted - Z @ share - alpha * dual
         else:
             features = X - Z @ (Z.T @ X)  # (n, p)
             covariance = features.T @ features

@@ -222,6 +222,11 @@ class Storage:
         with written(self.uri(name)), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.uri(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Remove all files below a folder at once; nothing happens when there are none."""
+        with written(self.uri(name)), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.uri(name), recursive=True)
+
     def names(self, folder: str) -> list[str]:
         """Files below a folder, as names relative to the root, sorted; unfinished ones are left out."""
         return list(self.sizes(folder))

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from dtg_ray.config import PredictionConfig
 from dtg_ray.stages.prediction.clock import Clock
 from dtg_ray.stages.prediction.people import Target
+from dtg_ray.stages.prediction.tiled import TiledGram
 from dtg_ray.stats.classification import auc, class_figures, predicted_classes
 from dtg_ray.stats.gram import Gram
 from dtg_ray.stats.metrics import regression_figures
 from dtg_ray.stats.permutation import Exchangeability, exceeding, p_value
 from dtg_ray.stats.ridge import OutOfFold
-from dtg_ray.stats.solvers import Inverses
+from dtg_ray.stats.solvers import Factorised, Inverses
 from dtg_ray.stats.tails import generalised_pareto_p, negative_binomial_p, stopping_point
 
 Float = NDArray[np.float64]
@@ -38,18 +39,18 @@ class Engines:
 
     Parameters
     ----------
-    X : Gram or (n, p) float64
+    X : Gram, TiledGram or (n, p) float64
         Features of `subjects`.
     subjects : list of str
     alpha : float, "features/samples" or sequence of float
     """
 
-    def __init__(self, X: Gram | Float, subjects: list[str], alpha: Any) -> None:
+    def __init__(self, X: Gram | TiledGram | Float, subjects: list[str], alpha: Any) -> None:
         self.X, self.alpha = X, alpha
-        self.n_features = X.n_features if isinstance(X, Gram) else X.shape[1]
+        self.n_features = X.shape[1] if isinstance(X, np.ndarray) else X.n_features
         self.place = {subject: number for number, subject in enumerate(subjects)}
         self._subjects: list[str] = []
-        self._of_subjects: Inverses | Float
+        self._of_subjects: Factorised | Float
 
     def engine(self, target: Target, n_folds: int, seed: int) -> OutOfFold:
         """Ridge for a target, whose folds are drawn from a seed.
@@ -61,11 +62,14 @@ class Engines:
         """
         return OutOfFold(self.features(target), target.folds(n_folds, seed), self.alpha, target.confounds)
 
-    def features(self, target: Target) -> Inverses | Float:
+    def features(self, target: Target) -> Factorised | Float:
         """The features of a target's subjects."""
         if target.subjects != self._subjects:
             rows = np.array([self.place[subject] for subject in target.subjects])
-            self._of_subjects = Inverses(self.X, rows) if isinstance(self.X, Gram) else self.X[rows]
+            if isinstance(self.X, np.ndarray):
+                self._of_subjects = self.X[rows]
+            else:
+                self._of_subjects = Inverses(self.X, rows) if isinstance(self.X, Gram) else self.X.of(rows)
             self._subjects = target.subjects
         return self._of_subjects
 

@@ -152,29 +152,44 @@ class Features:
         """Number of columns, p."""
         return sum(len(part.columns) for part in self.parts)
 
-    def pieces(self) -> list[Piece]:
-        """All columns, cut where chunks of the arrays end, in the order of the parts."""
-        return [piece for part in self.parts for piece in self._pieces(part)]
+    def pieces(self, columns: int | None = None) -> list[Piece]:
+        """All columns, cut where chunks of the arrays end, in the order of the parts.
 
-    def _pieces(self, part: Part) -> Iterator[Piece]:
+        Parameters
+        ----------
+        columns : int, optional
+            How many at once, in whole chunks, one at least; by default as many as `SLAB_BYTES` hold.
+        """
+        return [piece for part in self.parts for piece in self._pieces(part, columns)]
+
+    def _pieces(self, part: Part, columns: int | None) -> Iterator[Piece]:
         array = self.study.storage.open_array(part.store, part.array)
         span = int(self.rows.max() - self.rows.min()) + 1
         chunk = array.chunks[-1]
-        width = max(1, SLAB_BYTES // (array.dtype.itemsize * span * chunk)) * chunk
+        columns = SLAB_BYTES // (array.dtype.itemsize * span) if columns is None else columns
+        width = max(1, columns // chunk) * chunk
         for start in range(0, array.shape[-1], width):
             first, last = np.searchsorted(part.columns, [start, start + width])
             if first < last:
                 yield Piece(part, part.columns[first:last])
 
-    def blocks(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, NDArray[np.int64], NDArray[np.float32]]]:
+    def blocks(
+        self, pieces: Sequence[Piece], width: int | None = None
+    ) -> Iterator[tuple[Piece, NDArray[np.int64], NDArray[np.float32]]]:
         """Columns in single precision, a few at a time: the piece, numbers of the columns (w,), features (n, w).
+
+        Parameters
+        ----------
+        pieces : sequence of Piece
+        width : int, optional
+            Columns at a time; by default as many as `COLUMN_BYTES` hold.
 
         Raises
         ------
         StudyError
             When somebody's features are not there, although a receipt says that they are.
         """
-        width = max(1, COLUMN_BYTES // (4 * len(self.rows)))
+        width = width or max(1, COLUMN_BYTES // (4 * len(self.rows)))
         rows = _index(self.rows - self.rows.min())
         with ThreadPoolExecutor(1) as ahead:
             for piece, stored in _one_ahead(ahead, self._read, pieces):

@@ -15,7 +15,7 @@ from dtg_ray.stages.prediction.cells import Engines
 from dtg_ray.stages.prediction.features import Features, Part
 from dtg_ray.stages.prediction.people import Target
 from dtg_ray.stats.gram import Gram
-from dtg_ray.stats.solvers import Inverses
+from dtg_ray.stats.solvers import Factorised, Inverses
 from dtg_ray.stats.weights import FinalFit, final_fit
 from dtg_ray.store.tables import write_table
 
@@ -59,7 +59,7 @@ def learn(engines: Engines, target: Target, config: PredictionConfig) -> list[Le
         alpha = float(np.median(engines.engine(target, config.folds, config.seed).alphas(target.signs[0])))
     else:
         alpha = config.alpha
-    features: Gram | NDArray[np.float64] = X.gram if isinstance(X, Inverses) else X
+    features: Gram | Factorised | NDArray[np.float64] = X.gram if isinstance(X, Inverses) else X
     fit: FinalFit = final_fit(features, target.signs.T, alpha, target.confounds)
     rows = [engines.place[subject] for subject in target.subjects]
     names = target.classes[1:] if len(target.classes) == 2 else target.classes
