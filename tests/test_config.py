@@ -119,6 +119,8 @@ def test_an_unknown_key_is_an_error_that_names_it(place, key):
         ({"prediction": {"alpha": []}}, "prediction.alpha: .*expected numbers greater than 0"),
         ({"prediction": {"alpha": [1, -1]}}, "prediction.alpha: .*expected numbers greater than 0"),
         ({"prediction": {"folds": 1}}, "prediction.folds: "),
+        ({"prediction": {"tiles": 0}}, "prediction.tiles: "),
+        ({"prediction": {"tiles": 9, "alpha": [1, 2]}}, "prediction: .*tiles: got 9 and several alpha .*expected one"),
         ({"prediction": {"targets": {"age": {"kind": "ordinal"}}}}, "prediction.targets.age.kind: "),
     ],
 )

@@ -24,6 +24,7 @@ from dtg_ray.stages.telemetry import logs, watch
 
 EMBEDDED_OBJECT_STORE = 256 * 2**20
 """Only small tables travel through the object store; arrays go from a worker straight to the study."""
+SMALLER = "use larger nodes, smaller blocks (cohort.block_size) or a coarser grid"
 
 
 @contextlib.contextmanager
@@ -157,7 +158,7 @@ def _fitting(node: dict[str, float], resources: Resources) -> int:
     return min(int(node.get(name, 0) / amount) for name, amount in resources.claim().items())
 
 
-def require_room(workers: Sequence[Resources], options: Options) -> None:
+def require_room(workers: Sequence[Resources], options: Options, hint: str = SMALLER) -> None:
     """Make sure that there are nodes on which each of some workers fits, waiting for them where that may help.
 
     Raises
@@ -167,9 +168,7 @@ def require_room(workers: Sequence[Resources], options: Options) -> None:
     """
     homeless = [worker for worker in workers if shortage(worker)]
     if homeless and not gather(homeless, options):
-        raise StudyError(
-            shortage(homeless[0]), hint="use larger nodes, smaller blocks (cohort.block_size) or a coarser grid"
-        )
+        raise StudyError(shortage(homeless[0]), hint=hint)
 
 
 def shortage(worker: Resources) -> str:

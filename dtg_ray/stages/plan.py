@@ -46,6 +46,8 @@ class Plan:
         To object stores, of images and of the study.
     waiting : str
         What has to be done first, where nothing can be done yet.
+    advice : str
+        What to change, where this machine cannot do it as it is.
     """
 
     stage: str
@@ -62,6 +64,7 @@ class Plan:
     measured_on: int = 0
     requests: int = 0
     waiting: str = ""
+    advice: str = ""
 
     def show(self, options: Options) -> None:
         """One line on stderr; with --dry-run with details on stdout; with --json for programs on stdout."""
@@ -84,8 +87,9 @@ class Plan:
 
     def details(self) -> list[str]:
         """What is expected, a line each; nothing where there is nothing to do or to say."""
+        advice = [f"    {self.advice}"] if self.advice else []
         if self.waiting or not self.pending or self.seconds is None:
-            return []
+            return advice
         figures = {
             "reads": gigabytes(self.bytes_in),
             "writes": f"{self.objects:,} objects, {gigabytes(self.bytes_out)} before compression" * bool(self.objects),
@@ -93,7 +97,7 @@ class Plan:
             "time": self._time(),
             "requests": f"about {self.requests:,} to object stores" * bool(self.requests),
         }
-        return [f"    {name:<9}{text}" for name, text in figures.items() if text]
+        return [f"    {name:<9}{text}" for name, text in figures.items() if text] + advice
 
     def _time(self) -> str:
         here = max(int(len(os.sched_getaffinity(0)) / self.cpus), 1) if self.cpus else 1

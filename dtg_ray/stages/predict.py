@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -24,23 +22,23 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dtg_ray import ledger
-from dtg_ray.config import PredictionConfig, feature_folder, fingerprint
+from dtg_ray.config import feature_folder, fingerprint
 from dtg_ray.errors import MissingFileError, StudyError
 from dtg_ray.ledger import COMMON
 from dtg_ray.results import prediction_table
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
-from dtg_ray.stages.prediction import people
+from dtg_ray.stages.prediction import people, size
 from dtg_ray.stages.prediction.cells import Engines, predict_repeatedly, predict_target
 from dtg_ray.stages.prediction.clock import Clock
-from dtg_ray.stages.prediction.features import COLUMN_BYTES, Features, members, parts
+from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum, precision
 from dtg_ray.stages.prediction.people import Target, target_of
 from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
 from dtg_ray.stages.prediction.scores import summarise
 from dtg_ray.stages.prediction.scratch import Scratch
 from dtg_ray.stages.prediction.sweep import Compute, single_thread
-from dtg_ray.stages.prediction.tiled import TiledGram, memory_in_tiles, tiled_gram
+from dtg_ray.stages.prediction.tiled import TiledGram, tiled_gram
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
 from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
@@ -49,10 +47,6 @@ from dtg_ray.stats.gram import Gram, GramSum, gram
 from dtg_ray.store.receipts import Receipts, Row
 from dtg_ray.store.tables import write_table
 from dtg_ray.study import PEOPLE, Study
-
-log = logging.getLogger(__name__)
-MANY = 1000
-"""Subjects from which on the arithmetic of one feature set keeps all processors busy."""
 
 
 def run(study: Study, options: Options) -> pd.DataFrame:
@@ -122,39 +116,18 @@ def plan(book: ledger.Ledger, feature: str) -> Plan:
         return Plan(account.stage, units, len(pending), 0, waiting=waiting)
     features = Features(study, feature, members(book, feature))
     n, p = len(features.subjects), features.n_features
-    if tile := tile_of(study.config.prediction, n, p):
-        passes = -(-n // tile) + 1  # a tile's people are read once for each other tile, and twice for their own
-        needed = memory_in_tiles(features, tile)
-        return Plan(account.stage, units, len(pending), n, passes * 2 * n * p, memory=needed)
-    needed = memory(n, p, study.config.prediction.alpha)
-    return Plan(account.stage, units, len(pending), n, 2 * n * p, memory=needed, cpus=_cpus(n))
-
-
-def memory(n: int, n_features: int, alpha: object) -> int:
-    """Bytes that predicting from features of n subjects takes.
-
-    Four (n, n) matrices, or one and what is read meanwhile; eight where folds keep their eigenvectors, to choose alpha.
-    Of fewer features than half as many four times the features and the covariances of ten folds.
-    """
-    read = min(2 * n * n_features, 6 * 2**30) + 2 * COLUMN_BYTES
-    if not uses_gram(n, n_features):
-        return 2**28 + read + 8 * n_features * (4 * n + 10 * n_features)
-    matrices = 8 if isinstance(alpha, tuple) else 4
-    return 2**28 + max(matrices * 8 * n * n, 12 * n * n + read)
-
-
-def uses_gram(n: int, n_features: int) -> bool:
-    """Whether subjects are predicted from their inner products, the features being too many to be kept."""
-    return 0 < n <= 2 * n_features + 1
-
-
-def tile_of(config: PredictionConfig, n: int, n_features: int) -> int | None:
-    """People in a tile of a feature set's Gram matrix; None where that is in one piece, or there is none."""
-    return min(config.tiles, n) if config.tiles and uses_gram(n, n_features) else None
-
-
-def _cpus(n: int) -> int:
-    return len(os.sched_getaffinity(0)) if n >= MANY else 1
+    needed, tile = size.memory(study.config.prediction, features), _tile(book, feature)
+    times = -(-n // tile) if tile else 1  # for each tile that a tile's people are multiplied with
+    return Plan(
+        account.stage,
+        units,
+        len(pending),
+        n,
+        times * 2 * n * p,
+        memory=needed,
+        cpus=1 if tile else size.cpus(n),
+        advice=size.advice(study.config.prediction, needed),
+    )
 
 
 def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> None:
@@ -170,15 +143,15 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
 
 def _tile(book: ledger.Ledger, feature: str) -> int | None:
     features = Features(book.study, feature, members(book, feature))
-    return tile_of(book.study.config.prediction, len(features.subjects), features.n_features)
+    return size.tile_of(book.study.config.prediction, len(features.subjects), features.n_features)
 
 
 def _compute_whole(book: ledger.Ledger, features: Sequence[str], in_common: list[str], options: Options) -> None:
     """Predict from feature sets whose Gram matrix is in one piece, each a task."""
     study = book.study
     sizes = [len(members(book, feature)) for feature in features]
-    needs = Resources(_cpus(max(sizes)), memory=max(plan(book, feature).memory for feature in features))
-    with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen:
+    needs = Resources(size.cpus(max(sizes)), memory=max(plan(book, feature).memory for feature in features))
+    with scheduler(options, needs, size.hint(book.study.config.prediction)) as chosen:
         shares = 1 if options.scheduler == THREADS else chosen.places // len(features)
         tasks = [
             _task(study, feature, in_common, shares if _by_products(book, feature) else 0, options)
@@ -193,7 +166,7 @@ def _compute_whole(book: ledger.Ledger, features: Sequence[str], in_common: list
 def _compute_tiled(book: ledger.Ledger, features: Sequence[str], in_common: list[str], options: Options) -> None:
     """Predict from feature sets whose Gram matrix is in tiles, one after the other: the tiles are tasks."""
     needs = Resources(1, memory=max(plan(book, feature).memory for feature in features))
-    with scheduler(options, needs, len(os.sched_getaffinity(0))) as chosen, single_thread():
+    with scheduler(options, needs, size.hint(book.study.config.prediction)) as chosen, single_thread():
         for feature in features:
             predict_in_tiles(
                 book.study.uri, feature, in_common, options.quiet, lambda x: dask.compute(*x, **chosen.arguments)
@@ -259,7 +232,7 @@ def predict_feature(uri: str, feature: str, in_common: list[str], quiet: bool, s
     account = book.account(f"predict/{feature_folder(feature)}")
     logs.at_work(study=study.uri, stage=account.stage)
     work = _Work(book, feature, in_common, quiet)
-    with threadpool_limits(_cpus(len(work.subjects))):
+    with threadpool_limits(size.cpus(len(work.subjects))):
         work.do(account.pending(), functools.partial(work.in_one_piece, sums))
 
 
@@ -332,7 +305,7 @@ class _Work:
         if features.n_features < len(self.subjects):
             with self.clock("read"):
                 X = features.matrix()
-            return gram(X) if uses_gram(*X.shape) else X
+            return gram(X) if size.uses_gram(*X.shape) else X
         return gram_sum(features, features.pieces(), self.clock, dtype=precision(config.alpha)).gram()
 
     def in_tiles(self, compute: Compute) -> TiledGram:

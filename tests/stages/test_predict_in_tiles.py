@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 from dtg_ray import Study, ledger
+from dtg_ray.errors import StudyError
 from dtg_ray.stages import predict
-from dtg_ray.stages.prediction.features import members
-from dtg_ray.stages.runtime import Options
+from dtg_ray.stages.prediction import schedulers, size
+from dtg_ray.stages.prediction.features import Features, members
+from dtg_ray.stages.runtime import Options, Resources
 from prediction_tools import QUIET, Make, change, copier, everything, matrix, reasons, result, set_phenotypes
 
 TILES: dict[str, Any] = {
@@ -139,3 +142,58 @@ class TestSchedulers:
         with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
             predict.run(study, Options(quiet=True, scheduler=cluster.scheduler_address))
         assert everything(study) == expected
+
+
+class TestPlan:
+    def plan(self, study: Study, feature: str = "synthetic:linear") -> predict.Plan:
+        return predict.plan(ledger.Ledger(study), feature)
+
+    def test_memory_is_that_of_a_tile(self, make: Make) -> None:
+        study = make(**TILES)
+        features = Features(study, "synthetic:linear", members(ledger.Ledger(study), "synthetic:linear"))
+        widest = max(len(piece.columns) for piece in features.pieces(14))
+        assert self.plan(study).memory == 2**28 + 40 * 7**2 + 12 * 7 * widest
+        assert self.plan(study).bytes_in == 4 * self.plan(change(study, tiles=None)).bytes_in
+
+    def test_of_few_features_is_as_without_tiles(self, make: Make) -> None:
+        study = make(tiles=7)
+        assert self.plan(study, "connectome") == self.plan(change(study, tiles=None), "connectome")
+
+    @pytest.mark.parametrize(("n", "p"), [(24, 5), (100_000, 1225), (20_000, 158_680)])
+    def test_memory_of_one_piece_is_that_of_features_or_of_inner_products(self, n: int, p: int) -> None:
+        needed = size.memory_in_one_piece(n, p, 1.0)
+        assert needed < (6e9 if p < 2000 else 14e9)
+        assert needed > 8 * n * min(n, p)
+
+    def test_says_what_to_do_where_the_machine_is_too_small(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(size, "machine_memory", lambda: 10**6)
+        study = make(**{**TILES, "tiles": None})
+        predict.run(study, Options(dry_run=True))
+        said = capsys.readouterr().out
+        assert "got 1.0 MB of memory here, " in said
+        assert "prediction.tiles: 4096 in study.yaml" in said
+        assert "--scheduler ray" in said
+        predict.run(change(study, tiles=7), Options(dry_run=True))
+        assert "a smaller number of prediction.tiles" in capsys.readouterr().out
+
+    def test_a_machine_that_is_too_small_is_refused_before_anything_is_read(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(schedulers, "machine_memory", lambda: 10**6)
+        with pytest.raises(StudyError, match=r"got a machine with 1.0 MB of memory, a feature set needs") as told:
+            predict.run(make(**{**TILES, "tiles": None}), QUIET)
+        assert "prediction.tiles: 4096" in told.value.hint
+
+    def test_a_cluster_of_small_nodes_is_refused_likewise(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(size, "memory_in_one_piece", lambda *_: 10**15)
+        with pytest.raises(StudyError, match=r"a worker needs .* 1000.0 TB of memory") as told:
+            predict.run(make(**{**TILES, "tiles": None}), Options(quiet=True, scheduler="ray", cpus=1))
+        assert "prediction.tiles: 4096" in told.value.hint
+
+    def test_fewer_tasks_run_side_by_side_where_memory_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for there, expected in ((10**9, 1), (10**15, len(os.sched_getaffinity(0)))):
+            monkeypatch.setattr(schedulers, "machine_memory", lambda there=there: there)
+            with schedulers.scheduler(QUIET, Resources(1, memory=6 * 10**8), "") as chosen:
+                assert chosen.places == expected

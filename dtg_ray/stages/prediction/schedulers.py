@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dtg_ray.errors import UsageError
+from dtg_ray.errors import StudyError, UsageError
 from dtg_ray.stages.cluster import require_room, room, session
-from dtg_ray.stages.runtime import Options, Resources
+from dtg_ray.stages.prediction.size import machine_memory
+from dtg_ray.stages.runtime import Options, Resources, gigabytes
 
 THREADS, RAY = "threads", "ray"
 
@@ -31,7 +33,7 @@ class Scheduler:
 
 
 @contextlib.contextmanager
-def scheduler(options: Options, needs: Resources, cpus: int) -> Iterator[Scheduler]:
+def scheduler(options: Options, needs: Resources, hint: str) -> Iterator[Scheduler]:
     """The scheduler that was asked for.
 
     Parameters
@@ -39,24 +41,24 @@ def scheduler(options: Options, needs: Resources, cpus: int) -> Iterator[Schedul
     options : Options
     needs : Resources
         Of one task.
-    cpus : int
-        Of this process.
+    hint : str
+        What to do where memory does not suffice.
 
     Raises
     ------
     StudyError
-        When not even one task fits the cluster.
+        When not even one task fits this machine, or the cluster.
     UsageError
         When the address of a dask.distributed cluster does not answer, or that library is not installed.
     """
     if options.scheduler == THREADS:
-        places = max(1, int(cpus // needs.cpus))
+        places = _places(needs, hint)
         yield Scheduler({"scheduler": "threads", "num_workers": places}, places)
     elif options.scheduler == RAY:
         with session(options):
             from ray.util.dask import ray_dask_get
 
-            require_room([needs], options)
+            require_room([needs], options, hint)
             places = room(needs)
             remote = {"num_cpus": needs.cpus, "memory": needs.memory, "max_retries": 3}
             yield Scheduler({"scheduler": ray_dask_get, "ray_remote_args": remote}, places)
@@ -64,6 +66,22 @@ def scheduler(options: Options, needs: Resources, cpus: int) -> Iterator[Schedul
         with _client(options.scheduler) as client:
             places = len(client.scheduler_info(n_workers=-1)["workers"])
             yield Scheduler({"scheduler": client}, max(1, places))
+
+
+def _places(needs: Resources, hint: str) -> int:
+    """How many tasks fit this machine at a time.
+
+    Raises
+    ------
+    StudyError
+        When none does.
+    """
+    there = machine_memory()
+    if needs.memory > there:
+        raise StudyError(
+            f"got a machine with {gigabytes(there)} of memory, a feature set needs {gigabytes(needs.memory)}", hint=hint
+        )
+    return max(1, min(int(len(os.sched_getaffinity(0)) // needs.cpus), there // max(needs.memory, 1)))
 
 
 @contextlib.contextmanager
