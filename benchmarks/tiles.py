@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1,500 people in tiles of 512")
     options = parser.parse_args()
-    n, p, tile, side = (1500, 5000, 512, 1024) if options.quick else (6000, 20_000, 1536, 4096)
+    n, p, tile, side = (1500, 5000, 512, 1024) if options.quick else (10_000, 10_000, 1024, 4096)
     with tempfile.TemporaryDirectory() as folder:
         alone(make_study, Path(folder), n, p)
         one_piece = alone(predicted, folder, None)

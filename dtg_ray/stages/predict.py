@@ -34,13 +34,13 @@ from dtg_ray.stages.prediction.clock import Clock
 from dtg_ray.stages.prediction.features import Features, members, parts
 from dtg_ray.stages.prediction.gram import gram_sum, precision
 from dtg_ray.stages.prediction.people import Target, target_of
-from dtg_ray.stages.prediction.schedulers import THREADS, scheduler
+from dtg_ray.stages.prediction.schedulers import RAY, THREADS, scheduler
 from dtg_ray.stages.prediction.scores import summarise
 from dtg_ray.stages.prediction.scratch import Scratch
 from dtg_ray.stages.prediction.sweep import Compute, single_thread
 from dtg_ray.stages.prediction.tiled import TiledGram, tiled_gram
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
-from dtg_ray.stages.runtime import Options, Resources, peak_memory
+from dtg_ray.stages.runtime import Options, Resources, peak_memory, session
 from dtg_ray.stages.single import settle
 from dtg_ray.stages.telemetry import logs, watch
 from dtg_ray.stats.gram import Gram, GramSum, gram
@@ -135,10 +135,12 @@ def _compute(book: ledger.Ledger, features: Sequence[str], options: Options) -> 
     in_common = _common(book)
     _say(_about_comparisons(book, in_common), options)
     tiled = [feature for feature in features if _tile(book, feature)]
-    if whole := [feature for feature in features if feature not in tiled]:
-        _compute_whole(book, whole, in_common, options)
-    if tiled:
-        _compute_tiled(book, tiled, in_common, options)
+    whole = [feature for feature in features if feature not in tiled]
+    with session(options) if options.scheduler == RAY else contextlib.nullcontext():  # one for both
+        if whole:
+            _compute_whole(book, whole, in_common, options)
+        if tiled:
+            _compute_tiled(book, tiled, in_common, options)
 
 
 def _tile(book: ledger.Ledger, feature: str) -> int | None:
@@ -248,10 +250,15 @@ def predict_in_tiles(uri: str, feature: str, in_common: list[str], quiet: bool, 
     """
     folder = feature_folder(feature)
     before: list[str] = []
-    while (units := (book := ledger.Ledger(Study(uri))).account(f"predict/{folder}").pending()) != before:
-        work, before = _Work(book, feature, in_common, quiet), units
-        with contextlib.suppress(MissingFileError):  # another driver was faster, and has removed what it needs no more
+    while units := (book := ledger.Ledger(Study(uri))).account(f"predict/{folder}").pending():
+        work = _Work(book, feature, in_common, quiet)
+        try:
             work.do(units, functools.partial(work.in_tiles, compute))
+            break
+        except MissingFileError:  # another driver was faster, and has removed what it needs no more
+            if units == before:
+                raise
+            before = units
 
 
 class _Work:
@@ -315,7 +322,7 @@ class _Work:
         dtype = precision(config.alpha) if features.n_features >= len(self.subjects) else np.float64
         known = ledger.features_fingerprint(self.book, self.feature)
         digest = fingerprint(known, self.subjects, tile, np.dtype(dtype).name)
-        self.scratch.keep("", digest)
+        self.scratch.keep("", [digest])
         return tiled_gram(features, self.feature, tile, dtype, self.scratch.below(digest), compute)
 
     def _predict(self, engines: Engines, unit: str, target: Target) -> Row:

@@ -26,11 +26,11 @@ from prediction_tools import QUIET, Make, change, copier, everything, matrix, re
 TILES: dict[str, Any] = {
     "tiles": 7,
     "alpha": 30.0,
-    "features": ["synthetic:linear", "measured"],
+    "features": ["synthetic:linear", "measured", "connectome"],
     "targets": {"network_score": {}, "sex": {"kind": "classification"}, "age": {"confounds": []}},
     "confounds": ["age"],
 }
-"""24 people, some with no measured maps: tiles of 7, 7, 7 and 3."""
+"""24 people, some without measured maps: tiles of 7, 7, 7 and 3. Connectomes have fewer features than people: none."""
 
 
 @pytest.fixture

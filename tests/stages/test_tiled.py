@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -10,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from dtg_ray.errors import DamagedError
+from dtg_ray.stages.prediction import tiled
 from dtg_ray.stages.prediction.scratch import Scratch, Tiled
 from dtg_ray.stages.prediction.sweep import Block, Inversion, invert
 from dtg_ray.stages.prediction.tiled import TiledGram
@@ -27,7 +29,7 @@ def compute(tasks):
     return dask.compute(*tasks, scheduler="threads", num_workers=2)
 
 
-def tiled(K: np.ndarray, edges: tuple[int, ...], scratch: Scratch) -> Tiled:
+def cut(K: np.ndarray, edges: tuple[int, ...], scratch: Scratch) -> Tiled:
     matrix, rows = Tiled(scratch, edges), slices(edges)
     for i, j in matrix.lower:
         matrix.save(i, j, K[rows[i], rows[j]])
@@ -50,7 +52,7 @@ def kernel() -> Gram:
 
 
 def gram_in_tiles(kernel: Gram, tile: int, scratch: Scratch) -> TiledGram:
-    matrix = tiled(kernel.matrix, edges_of(len(kernel.matrix), tile), scratch.below("gram"))
+    matrix = cut(kernel.matrix, edges_of(len(kernel.matrix), tile), scratch.below("gram"))
     return TiledGram(matrix, kernel.n_features, scratch, compute, tile)
 
 
@@ -99,22 +101,41 @@ class TestRidge:
         with pytest.raises(ValueError, match="expected everybody in its training or test rows"):
             OutOfFold(inverses, [(np.arange(10), np.arange(20, 25))], 1.0)
 
-    def test_what_is_kept_is_of_the_last_people_and_folds(self, kernel: Gram, scratch: Scratch) -> None:
+    def test_what_is_kept_is_of_the_last_people_and_folds(
+        self, kernel: Gram, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tiled, "LAST", 2)
         gram = gram_in_tiles(kernel, 16, scratch)
         for rows in ROWS.values():
             inverses = gram.of(rows)
-            for seed in range(2):
+            for seed in range(4):
                 OutOfFold(inverses, fold_indices(len(rows), 4, seed), 1.0)
         folders = {tuple(name.split("/")[:2]) for name in scratch.names() if not name.startswith("gram")}
-        assert len(folders) == 2
         assert {first for first, _ in folders} == {inverses.scratch.folder.rsplit("/", maxsplit=1)[-1]}
-        assert {second.split("-")[0] for _, second in folders} == {"folds", "inverse"}
+        assert sorted(second.split("-")[0] for _, second in folders) == ["folds", "folds", "inverse"]
+
+    def test_folds_and_products_of_the_same_people_are_made_once(self, kernel: Gram, scratch: Scratch) -> None:
+        tasks = []
+
+        def counted(some):
+            tasks.append(len(some))
+            return compute(some)
+
+        inverses = replace(gram_in_tiles(kernel, 16, scratch), compute=counted).of(ROWS["some"])
+        y = np.random.default_rng(0).normal(size=(1, 55))
+
+        def predicted():
+            return [OutOfFold(inverses, fold_indices(55, 4, seed), 1.0).predict(y) for seed in range(3)]
+
+        first, before = predicted(), len(tasks)
+        np.testing.assert_array_equal(predicted(), first)
+        assert len(tasks) - before == 3, "only the residuals of the folds were computed again"
 
 
 class TestInversion:
     def job(self, kernel: Gram, scratch: Scratch) -> Inversion:
         n = len(kernel.matrix)
-        source, none = tiled(kernel.matrix, edges_of(n, 16), scratch.below("gram")), np.zeros((n, 1))
+        source, none = cut(kernel.matrix, edges_of(n, 16), scratch.below("gram")), np.zeros((n, 1))
         rows = np.arange(n)
         return Inversion(scratch.below("inverse"), source.edges, Block(source, rows, rows, none, none, 2.0))
 

@@ -6,6 +6,7 @@ worker that is lost costs what it was about to write, and a driver that is kille
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,10 +63,10 @@ class Scratch:
             )
         return np.frombuffer(data, dtype="<f8").reshape(shape)
 
-    def keep(self, prefix: str, name: str) -> None:
-        """Of the folders in this one whose names begin in a certain way, keep one."""
+    def keep(self, prefix: str, names: Collection[str]) -> None:
+        """Of the folders in this one whose names begin in a certain way, keep some."""
         there = {one.split("/")[0] for one in self.names() if one.startswith(prefix)}
-        for one in sorted(there - {name}):
+        for one in sorted(there - set(names)):
             self.below(one).remove()
 
     def remove(self) -> None:

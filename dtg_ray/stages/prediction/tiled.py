@@ -6,6 +6,7 @@ them is the same, to the rounding.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ CENTRE = "centre"
 """What all features are less of, so that a large common mean does not take the digits: the mean of the first tile."""
 WIDTH = 2
 """Columns that are read at once, in tiles' sides."""
+LAST = 12
+"""Sets of folds that are kept, and products of inverses: more than there are repeats by default."""
+FEW = 64
+"""Columns that are few: targets and confounds, not permutations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ class TiledGram:
     def of(self, rows: NDArray[np.int64]) -> TiledInverses:
         """The inverses of some subjects, (s,) ascending numbers; those of others are removed."""
         folder = f"of-{fingerprint(rows.tolist())}"
-        self.scratch.keep("of-", folder)
+        self.scratch.keep("of-", [folder])
         return TiledInverses(self, rows, self.scratch.below(folder))
 
 
@@ -169,6 +174,8 @@ class TiledInverses:
         self.n, self.n_features = len(rows), gram.n_features
         self._terms: tuple[Float, Float] | None = None
         self._made: dict[float, Tiled] = {}
+        self._known: dict[str, Float] = {}
+        self._folds: list[str] = []
 
     def of(self, alpha: float) -> Tiled:
         """The inverse for an alpha."""
@@ -203,12 +210,23 @@ class TiledInverses:
         return products(pairs, self._gram.scratch.below(f"columns-{uuid.uuid4().hex}"), self._gram.compute)
 
     def times(self, alpha: float, columns: Float) -> Float:
-        """The inverse for an alpha times columns, (n, B)."""
-        return self.products([(self.of(alpha), columns)])[0]
+        """The inverse for an alpha times columns, (n, B); a few columns are those of the next folds as well."""
+        if columns.shape[1] > FEW:
+            return self.products([(self.of(alpha), columns)])[0]
+        key = f"{alpha!r} {hashlib.sha256(columns.tobytes()).hexdigest()}"
+        if key not in self._known:
+            self._known = dict([*self._known.items()][1 - LAST :])
+            self._known[key] = self.products([(self.of(alpha), columns)])[0]
+        return self._known[key]
 
     def solver(self, adjustment: Adjustment, alphas: Sequence[float]) -> TiledHoldOut:
-        """What features add to the predictions of folds; what was there for other folds is removed."""
+        """What features add to the predictions of folds, of which the last `LAST` sets are kept."""
         return TiledHoldOut(self, adjustment, alphas)
+
+    def keep_folds(self, folder: str) -> None:
+        """Remove all folds but the last ones and these: other targets of the same people may have them again."""
+        self._folds = [*(one for one in self._folds if one != folder), folder][-LAST:]
+        self.scratch.keep("folds-", self._folds)
 
 
 class TiledHoldOut:
@@ -239,7 +257,7 @@ class TiledHoldOut:
         )
 
     def _inverted(self, digest: str) -> list[Tiled]:
-        self._inverses.scratch.keep("folds-", f"folds-{digest}")
+        self._inverses.keep_folds(f"folds-{digest}")
         wanted = {}
         for number, (test, alpha) in enumerate(zip(self._tests, self._alphas, strict=True)):
             weighted, of_confounds = self._weighted[alpha][test], self._of_confounds[alpha][:, test].T  # (t, q)
