@@ -26,6 +26,7 @@ from dtg_ray.config import feature_folder, fingerprint
 from dtg_ray.errors import MissingFileError, StudyError
 from dtg_ray.ledger import COMMON
 from dtg_ray.results import prediction_table
+from dtg_ray.stages.cluster import session
 from dtg_ray.stages.maps import require_settled
 from dtg_ray.stages.plan import Plan
 from dtg_ray.stages.prediction import people, size
@@ -40,7 +41,7 @@ from dtg_ray.stages.prediction.scratch import Scratch
 from dtg_ray.stages.prediction.sweep import Compute, single_thread
 from dtg_ray.stages.prediction.tiled import TiledGram, tiled_gram
 from dtg_ray.stages.prediction.weights import Learnt, learn, write_weights
-from dtg_ray.stages.runtime import Options, Resources, peak_memory, session
+from dtg_ray.stages.runtime import Options, Resources, peak_memory
 from dtg_ray.stages.single import settle
 from dtg_ray.stages.telemetry import logs, watch
 from dtg_ray.stats.gram import Gram, GramSum, gram
