@@ -47,7 +47,7 @@ def call(channel: grpc.Channel, path: str, asks: bool, tells: bool) -> str:
 
 
 def of_grpc(host: str, port: int) -> dict[str, list[str]] | None:
-    """Methods by the status they answer with, but for those that the port does not have; None where it speaks no gRPC."""
+    """Methods by the status they answer with, but for those that the port has not; None where it speaks no gRPC."""
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=3)

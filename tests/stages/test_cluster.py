@@ -43,7 +43,8 @@ def join(machine: Machine, head: Machine) -> None:
 
 
 def wait_for_nodes(head: Machine, count: int) -> None:
-    program = "import ray; ray.init(address='auto'); print(sum(node['Alive'] for node in ray.nodes()))"
+    address = f"{head.address}:{GCS}"
+    program = f"import ray; ray.init(address='{address}'); print(sum(node['Alive'] for node in ray.nodes()))"
     deadline = time.monotonic() + 120
     while (said := head.run(sys.executable, "-c", program).stdout.split()) != [str(count)]:
         assert time.monotonic() < deadline, f"expected {count} nodes, got {said}"
