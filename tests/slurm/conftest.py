@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.controller import NoSlurm, Slurm, slurm
+from slurm.controller import NoSlurmError, Slurm, slurm
 from stages.conftest import arrays, finished, shared, tools  # noqa: F401 (fixtures)
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,5 +22,5 @@ def cluster() -> Iterator[Slurm]:
     try:
         with slurm({**kept, "PYTHONPATH": str(REPOSITORY), "DTG_ENV": sys.prefix}) as running:
             yield running
-    except NoSlurm as reason:
+    except NoSlurmError as reason:
         pytest.skip(f"no SLURM here: {reason}")

@@ -44,7 +44,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 """
 
 
-class NoSlurm(Exception):
+class NoSlurmError(Exception):
     """Why there is none here."""
 
 
@@ -109,7 +109,8 @@ class Slurm:
         for command in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 processes.append(command.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        return folders + [process for process in processes if f"{self.folder}/tmp/dtg-{job}-" in process]
+        inside = str(self.folder / "tmp" / f"dtg-{job}-")
+        return folders + [process for process in processes if inside in process]
 
 
 @contextlib.contextmanager
@@ -118,13 +119,13 @@ def slurm(environment: dict[str, str]) -> Iterator[Slurm]:
 
     Raises
     ------
-    NoSlurm
+    NoSlurmError
         Where one of them is not installed, or does not come up.
     """
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
-        raise NoSlurm(f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)")
+        raise NoSlurmError(f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)")
     if os.geteuid() != 0:
-        raise NoSlurm("SLURM's daemons want to be root")
+        raise NoSlurmError("SLURM's daemons want to be root")
     folder = Path(tempfile.mkdtemp(prefix="slurm_", dir="/tmp"))  # sockets want short paths
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -169,7 +170,7 @@ def _neighbouring_ports() -> tuple[int, int, int]:
             with contextlib.suppress(OSError, OverflowError):
                 third.bind(("127.0.0.1", second.getsockname()[1] + 1))
                 return first.getsockname()[1], second.getsockname()[1], third.getsockname()[1]
-    raise NoSlurm("no free ports")
+    raise NoSlurmError("no free ports")
 
 
 @contextlib.contextmanager
@@ -197,7 +198,7 @@ def _wait_until_idle(running: Slurm) -> None:
             return
         time.sleep(0.3)
     logs = "\n".join(path.read_text()[-1000:] for path in sorted(running.folder.glob("daemon-*.log")))
-    raise NoSlurm(f"its nodes did not come up ({said or 'no answer'}): {logs}")
+    raise NoSlurmError(f"its nodes did not come up ({said or 'no answer'}): {logs}")
 
 
 def _cancel_all(running: Slurm) -> None:
