@@ -193,7 +193,7 @@ def same_versions(told: Mapping[str, Mapping[str, Any]]) -> Finding:
         expected = ", ".join(f"{name} {version}" for name, version in here.items())
         advice = "the same image on all nodes as here, or `--working-dir .` for code that has just been changed"
         return Finding("same versions", FAIL, f"{shortened(wrong, '; ')}; here {expected}", advice)
-    return Finding("same versions", OK, f"on {len(told)} nodes and here; code {here[machine.PACKAGE]}")
+    return Finding("same versions", OK, f"on every node and here; code {here[machine.PACKAGE]}")
 
 
 def clocks(told: Mapping[str, Mapping[str, Any]]) -> Finding:
