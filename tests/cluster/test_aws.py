@@ -69,7 +69,7 @@ def test_ray_knows_what_each_kind_of_node_has(place: dict[str, Any]) -> None:
 
     kinds = AWSNodeProvider.fillout_available_node_types_resources(plan_of(place))["available_node_types"]
     has = {name: (kind["resources"]["CPU"], kind["resources"].get("GPU", 0)) for name, kind in kinds.items()}
-    assert has == {"head": (0, 0), "cpu": (16, 0), "gpu": (16, 1)}
+    assert has == {"head": (0, 0), "cpu": (16, 0), "gpu": (0, 1)}
 
 
 def test_ray_starts_nodes_of_each_kind_as_the_plan_says(place: dict[str, Any]) -> None:
