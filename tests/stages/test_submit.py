@@ -254,7 +254,7 @@ class TestALostConnection:
             time.sleep(4)
             line.broken = False
 
-        thread = threading.Thread(target=interrupt)
+        thread = threading.Thread(target=interrupt, daemon=True)
         thread.start()
         follow(Cluster(line.url), job, Screen(out), patient(said))
         thread.join()
@@ -279,7 +279,7 @@ class TestALostConnection:
             line.cut()
             line.frozen = False
 
-        thread = threading.Thread(target=freeze)
+        thread = threading.Thread(target=freeze, daemon=True)
         thread.start()
         follow(Cluster(line.url), job, Screen(out), patient(said))
         thread.join()
