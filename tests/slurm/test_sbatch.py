@@ -65,6 +65,8 @@ def test_two_jobs_on_one_node_know_only_their_own_and_give_the_bytes_of_an_embed
     for folder in folders:
         token = folder / "token"
         assert (token.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+        local = list((cluster.folder / "tmp").glob(f"dtg-{folder.name}-*"))
+        assert {path.stat().st_mode & 0o777 for path in local} == {0o700}
         assert token.read_text() not in commands() + cluster.log(folder.name)
         done = ask((folder / "n1.up").read_text(), token)
         assert done.returncode == 0, done.stderr
