@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dtg_ray import __version__, arguments_cluster, doctor
+from dtg_ray import __version__, arguments_cluster
 from dtg_ray import verbs as does
 from dtg_ray.verbs import LAYOUT_OPTIONS, WITH_MODEL
 
@@ -46,9 +46,19 @@ def parser() -> argparse.ArgumentParser:
     _add_run_options(demo)
     _add_again_options(demo)
     demo.set_defaults(verb=does.demo)
+    _add_doctor(verbs)
     arguments_cluster.add(verbs, _add_stages)
-    doctor.add(verbs)
     return top
+
+
+def _add_doctor(verbs: Any) -> None:  # argparse gives this object no public name
+    text = "check versions, Ray, GPU, rights on the study's place, clocks, disks, and say what to do"
+    epilog = "exit codes: 0 all is well, or there are warnings; 1 a check failed"
+    verb = verbs.add_parser("doctor", help=text, description=text, epilog=epilog)
+    verb.add_argument("study", nargs="?", help="root of a study: a folder or s3://bucket/prefix; need not be there yet")
+    verb.add_argument("--address", help="a running Ray cluster, e.g. auto; default: RAY_ADDRESS, or a Ray of its own")
+    verb.add_argument("--json", action="store_true", help="everything as one line of JSON")
+    verb.set_defaults(verb=does.doctor)
 
 
 def _add_stages(verbs: Any) -> None:  # argparse gives this object no public name

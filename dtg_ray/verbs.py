@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from dtg_ray.errors import UsageError
@@ -286,6 +286,24 @@ def status(options: argparse.Namespace) -> int:
             print()
             tables.show_failures(failures)
     return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Check everything that a study needs; exit code 1 when something has to be done."""
+    import pandas as pd
+
+    from dtg_ray.report import tables
+    from dtg_ray.stages.doctor.visit import visit, worst
+    from dtg_ray.stages.runtime import Options
+
+    findings = visit(options.study, Options(address=options.address))
+    state = worst(findings)
+    if options.json:
+        print(json.dumps({"state": state, "checks": [asdict(one) for one in findings]}))
+    else:
+        rows = [(one.name, one.state, one.found, one.advice) for one in findings]
+        tables.show("dtg doctor", pd.DataFrame(rows, columns=["check", "state", "found", "what to do"]))
+    return int(state == "fail")
 
 
 def demo(options: argparse.Namespace) -> int:
