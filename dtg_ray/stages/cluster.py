@@ -211,4 +211,4 @@ def gather(workers: Sequence[Resources], options: Options) -> bool:
 
 
 def _describe(cpus: float, gpus: float, memory: float) -> str:
-    return f"{cpus:g} CPU, {gpus:g} GPU, {gigabytes(memory)}"
+    return f"{cpus:g} CPU, {gpus:g} GPU, {gigabytes(memory)} of memory"
