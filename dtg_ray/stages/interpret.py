@@ -212,7 +212,8 @@ def _job(
     there = ledger.stored(book.account("connectomes"))
     windows = window_counts(book, [subject for subject in subjects if subject in there])
     weights = str(ledger.model_hash(study, model))
-    return Job(stage, model, weights, method, {part.unit: part for part in parts}, windows)
+    by_unit = {target.unit: today for target, today in owed.items()}
+    return Job(stage, model, weights, method, {part.unit: part for part in parts}, windows, by_unit)
 
 
 def _left(receipts: Receipts, job: Job) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,7 @@ import xarray as xr
 from sklearn.linear_model import Ridge
 
 from dtg_ray import Study, ledger
-from dtg_ray.errors import StudyError
+from dtg_ray.errors import MissingFileError, StudyError
 from dtg_ray.models.attribution import readout
 from dtg_ray.stages import interpret
 from dtg_ray.stages.interpretation import parts
@@ -361,6 +362,20 @@ class TestAgain:
         runs = [tools.start("interpret", str(root), *FEW) for _ in range(2)]
         assert [run.wait(timeout=240) for run in runs] == [0, 0]
         assert files(root) == files(tmp_path / "other")
+
+    def test_parts_of_a_target_that_another_run_has_finished_are_left_alone(self, tools: Tools, root: Path) -> None:
+        tools.dtg("interpret", str(root), *FEW)
+        before, book = files(root), ledger.Ledger(Study(str(root)))
+        request = interpret.Request(subjects=5, method=Method(steps=3))
+        subjects = interpret.chosen_subjects(book, "unet", request)
+        stage, targets = STAGE, interpret.chosen_targets(book, "unet", request)
+        owed = {target: interpret._fingerprint(book, stage, target, subjects, request.method) for target in targets}
+        job = interpret._job(book, stage, "unet", request.method, owed, subjects)
+        worker = PartWorker(str(root), job)
+        assert [worker(unit)["failed"] for unit in job.parts] == [0] * len(job.parts)
+        assert files(root) == before
+        with pytest.raises(MissingFileError, match=r"direction\.npy"):
+            PartWorker(str(root), replace(job, owed=dict.fromkeys(job.owed, "other")))(next(iter(job.parts)))
 
     @pytest.mark.parametrize("change_", [("--steps", "4"), ("--subjects", "4")])
     def test_other_settings_are_other_results(

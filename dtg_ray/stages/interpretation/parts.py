@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtg_ray.errors import ModelError, PredictionError, StudyError
+from dtg_ray.errors import MissingFileError, ModelError, PredictionError, StudyError
 from dtg_ray.models.artifact import NetworkModel
 from dtg_ray.models.attribution import Scalar, batch_within, difference, integrated_gradients, readout, smooth_grad
 from dtg_ray.models.inference import reproducible, reuse_memory
@@ -108,6 +108,8 @@ class Job:
     parts : mapping of unit to Part
     windows : mapping of subject to int
         How many windows of whom are stored; the connectomes of others are computed from their rest runs.
+    owed : mapping of unit to str
+        Fingerprints of the targets.
     """
 
     stage: str
@@ -116,6 +118,7 @@ class Job:
     method: Method
     parts: Mapping[str, Part]
     windows: Mapping[str, int]
+    owed: Mapping[str, str]
 
 
 def folder_of(stage: str, target: Target) -> str:
@@ -163,15 +166,27 @@ class PartWorker:
         self.rows = self.study.cohort["row"].astype(int).to_dict()
 
     def __call__(self, unit: str) -> dict[str, Any]:
-        """Do one part, unless somebody else has."""
+        """Do one part, unless somebody else has done it, or its whole target."""
         part = self.job.parts[unit]
-        if not self.receipts.holding(unit, {unit: part.fingerprint}):
-            begin, attempt = time.perf_counter(), self.receipts.withdraw(unit)
-            figures = self._do(part)
-            seconds = time.perf_counter() - begin
-            row = Row(unit, "done", part.fingerprint, seconds=seconds, peak_memory=peak_memory(), qc=figures)
-            self.receipts.write(unit, [row], attempt=attempt, host=socket.gethostname())
+        if not self._is_settled(part):
+            try:
+                self._commit(part)
+            except MissingFileError:
+                if not self._is_settled(part):
+                    raise  # else another driver has finished the target, and removed what its parts need
         return {"unit": unit, "subjects": len(part.subjects), "failed": 0}
+
+    def _is_settled(self, part: Part) -> bool:
+        """Whether the receipt of a part, or that of its target, holds."""
+        wanted = {part.unit: part.fingerprint, part.target.unit: self.job.owed[part.target.unit]}
+        return any(self.receipts.holding(unit, {unit: today}) for unit, today in wanted.items())
+
+    def _commit(self, part: Part) -> None:
+        begin, attempt = time.perf_counter(), self.receipts.withdraw(part.unit)
+        figures = self._do(part)
+        seconds = time.perf_counter() - begin
+        row = Row(part.unit, "done", part.fingerprint, seconds=seconds, peak_memory=peak_memory(), qc=figures)
+        self.receipts.write(part.unit, [row], attempt=attempt, host=socket.gethostname())
 
     def _do(self, part: Part) -> dict[str, float]:
         """Write the sums over subjects, (2, K, V): of attributions, and of their absolute values."""
