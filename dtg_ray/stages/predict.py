@@ -260,6 +260,12 @@ def predict_in_tiles(uri: str, feature: str, in_common: list[str], quiet: bool, 
             if units == before:
                 raise
             before = units
+    tiles_of(book.study, feature).remove()  # of another driver too, which is done
+
+
+def tiles_of(study: Study, feature: str) -> Scratch:
+    """Where the tiles of a feature set are, while they are needed."""
+    return Scratch(study.storage, f"prediction/{feature_folder(feature)}/tiles")
 
 
 class _Work:
@@ -272,7 +278,7 @@ class _Work:
         self.receipts = Receipts(self.study.storage, self.account.stage)
         self.exchange = people.exchangeability(self.study)
         self.number = {subject: number for number, subject in enumerate(self.study.cohort["subject"])}
-        self.scratch = Scratch(self.study.storage, f"prediction/{feature_folder(feature)}/tiles")
+        self.scratch = tiles_of(book.study, feature)
         self.clock = Clock()
 
     def do(self, units: list[str], read: Callable[[], Gram | TiledGram | NDArray[np.float64]]) -> None:
@@ -323,7 +329,7 @@ class _Work:
         dtype = precision(config.alpha) if features.n_features >= len(self.subjects) else np.float64
         known = ledger.features_fingerprint(self.book, self.feature)
         digest = fingerprint(known, self.subjects, tile, np.dtype(dtype).name)
-        self.scratch.keep("", [digest])
+        self.scratch.keep(digest)
         return tiled_gram(features, self.feature, tile, dtype, self.scratch.below(digest), compute)
 
     def _predict(self, engines: Engines, unit: str, target: Target) -> Row:

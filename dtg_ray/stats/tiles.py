@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, solve_triangular
 from scipy.linalg.blas import dgemm
+from scipy.linalg.lapack import dtrtri
 
 from dtg_ray.stats.gram import check_size
 
@@ -65,7 +66,8 @@ def pivot(tile: Float) -> tuple[Float, Float]:
     if not np.isfinite(tile).all():
         raise LinAlgError("got NaN or infinite values, expected numbers")
     L: Float = np.linalg.cholesky(tile).astype(np.float64, copy=False)
-    return L, -solve_triangular(L, np.eye(len(L)), lower=True, check_finite=False).T
+    inverse, _ = dtrtri(L.T, lower=0)  # the transpose of a C-ordered matrix is one in LAPACK's order
+    return L, -inverse
 
 
 def strip(tile: Float, L: Float) -> Float:

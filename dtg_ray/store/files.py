@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import mimetypes
 import os
@@ -223,9 +224,13 @@ class Storage:
             self.fs.rm_file(self.uri(name))
 
     def delete_folder(self, name: str) -> None:
-        """Remove all files below a folder at once; nothing happens when there are none."""
+        """Remove all files below a folder at once, but for those that somebody writes at that moment."""
         with written(self.uri(name)), contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.uri(name), recursive=True)
+            try:
+                self.fs.rm(self.uri(name), recursive=True)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
 
     def names(self, folder: str) -> list[str]:
         """Files below a folder, as names relative to the root, sorted; unfinished ones are left out."""

@@ -6,13 +6,12 @@ worker that is lost costs what it was about to write, and a driver that is kille
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dtg_ray.errors import DamagedError
+from dtg_ray.errors import DamagedError, StudyError
 from dtg_ray.stats.tiles import Edges
 from dtg_ray.store.files import Storage
 
@@ -43,7 +42,13 @@ class Scratch:
 
     def save(self, name: str, values: Float) -> None:
         """Write an array."""
-        self.storage.write(f"{self.folder}/{name}", np.ascontiguousarray(values, dtype="<f8").tobytes())
+        data = np.ascontiguousarray(values, dtype="<f8").tobytes()
+        try:
+            self.storage.write(f"{self.folder}/{name}", data)
+        except StudyError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            self.storage.write(f"{self.folder}/{name}", data)  # another driver removed the folder at that moment
 
     def load(self, name: str, shape: tuple[int, int]) -> Float:
         """Read an array, which cannot be written to.
@@ -63,10 +68,9 @@ class Scratch:
             )
         return np.frombuffer(data, dtype="<f8").reshape(shape)
 
-    def keep(self, prefix: str, names: Collection[str]) -> None:
-        """Of the folders in this one whose names begin in a certain way, keep some."""
-        there = {one.split("/")[0] for one in self.names() if one.startswith(prefix)}
-        for one in sorted(there - set(names)):
+    def keep(self, name: str) -> None:
+        """Remove all folders in this one but one."""
+        for one in sorted({one.split("/")[0] for one in self.names()} - {name}):
             self.below(one).remove()
 
     def remove(self) -> None:

@@ -35,7 +35,7 @@ FEW = 64
 """Columns that are few: targets and confounds, not permutations."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TiledGram:
     """Inner products of all pairs of subjects, in tiles.
 
@@ -47,6 +47,8 @@ class TiledGram:
         Where what is made of it is put.
     compute : callable
     tile : int
+    last : Scratch, optional
+        What was made of the last subjects.
     """
 
     matrix: Tiled
@@ -54,12 +56,14 @@ class TiledGram:
     scratch: Scratch
     compute: Compute
     tile: int
+    last: Scratch | None = None
 
     def of(self, rows: NDArray[np.int64]) -> TiledInverses:
-        """The inverses of some subjects, (s,) ascending numbers; those of others are removed."""
-        folder = f"of-{fingerprint(rows.tolist())}"
-        self.scratch.keep("of-", [folder])
-        return TiledInverses(self, rows, self.scratch.below(folder))
+        """The inverses of some subjects, (s,) ascending numbers; those of the last ones are removed."""
+        before, self.last = self.last, self.scratch.below(f"of-{fingerprint(rows.tolist())}")
+        if before and before != self.last:
+            before.remove()
+        return TiledInverses(self, rows, self.last)
 
 
 def tiled_gram(
@@ -224,9 +228,10 @@ class TiledInverses:
         return TiledHoldOut(self, adjustment, alphas)
 
     def keep_folds(self, folder: str) -> None:
-        """Remove all folds but the last ones and these: other targets of the same people may have them again."""
-        self._folds = [*(one for one in self._folds if one != folder), folder][-LAST:]
-        self.scratch.keep("folds-", self._folds)
+        """Remove the oldest folds, but not the last ones: other targets of the same people may have them again."""
+        self._folds = [*(one for one in self._folds if one != folder), folder]
+        while len(self._folds) > LAST:
+            self.scratch.below(self._folds.pop(0)).remove()
 
 
 class TiledHoldOut:
