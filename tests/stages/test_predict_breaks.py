@@ -323,7 +323,9 @@ class TestSchedulers:
         from distributed import LocalCluster
 
         study = make()
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+        with LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
+        ) as cluster:
             predict.run(study, Options(quiet=True, scheduler=cluster.scheduler_address))
         assert everything(study) == expected
 

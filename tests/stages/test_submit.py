@@ -24,7 +24,7 @@ from dtg_ray.stages.jobs import cluster as contact
 from dtg_ray.stages.jobs import request
 from dtg_ray.stages.jobs.cluster import Cluster, Patience, UnreachableError
 from dtg_ray.stages.jobs.following import Screen, exit_code, follow, wait
-from ray_head import head
+from ray_head import ray_head
 from stage_tools import Tools
 from wire import Wire, tls, wire
 
@@ -34,8 +34,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a head's dashboard."""
-    with head(tmp_path_factory.mktemp("cluster") / "head.log") as address:
-        yield address
+    with ray_head(tmp_path_factory.mktemp("cluster") / "head.log") as head:
+        yield head.dashboard
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ import yaml
 from dtg_ray import Study
 from dtg_ray.cli import main
 from dtg_ray.remote import RETRIES
-from dtg_ray.stages.runtime import Options, session
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.runtime import Options
 from dtg_ray.stages.telemetry import logs, watch
 from dtg_ray.stages.telemetry.metrics import CATALOGUE, Board
 from dtg_ray.store.files import Storage
