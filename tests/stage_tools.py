@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 import time
@@ -50,6 +51,11 @@ def lasting(name: str, data: bytes) -> bytes:
     if not name.endswith("history.parquet"):
         return data
     return pd.read_parquet(io.BytesIO(data)).drop(columns=["seconds", "waiting", "ended"]).to_json().encode()
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The lines of a log that are JSON."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def wait_for(root: Path, pattern: str, count: int = 1) -> None:
