@@ -199,6 +199,13 @@ class TestNames:
             (tmp_path / "folder" / link).symlink_to(tmp_path / target)
         assert Storage(str(tmp_path)).sizes("folder") == {"folder/bad": -1, "folder/good": 3, "folder/none": 0}
 
+    def test_a_folder_is_deleted_with_all_that_is_in_it_and_nothing_else(self, storage):
+        for name in ("a/1", "a/b/2", "ab/3"):
+            storage.write(name, b"x")
+        storage.delete_folder("a")
+        assert storage.names("") == ["ab/3"]
+        storage.delete_folder("a")  # nothing happens
+
     def test_what_others_write_and_delete_is_seen_at_once(self, storage):
         """Object stores' clients like to remember listings."""
         assert storage.names("a") == []
