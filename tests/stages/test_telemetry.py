@@ -282,7 +282,7 @@ def test_the_waiting_of_a_training_is_counted_for_each_of_its_gpus() -> None:
     with session(Options(cpus=1)):
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        head = Head("", url, Path())
+        head = Head(address="", dashboard="", metrics=url, folder=Path())
         with watch.stage("s3://bucket/study", "train/unet"):
             watch.epoch({"seconds": 8.0, "waiting": 0.25}, 2)
             watch.epoch({"seconds": 8.0, "waiting": 0.0}, 0)
