@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ def _add_submission(name: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, help=argparse.SUPPRESS)
     if name in ("predict", "run"):
         parser.add_argument("--scheduler", help="of Dask: ray (default), threads, or tcp://HOST:PORT of a cluster")
-    own = list(parser._actions)  # noqa: SLF001 - argparse has no public name for what a parser takes
+    own = [_kept(action) for action in parser._actions]  # noqa: SLF001 - it has no public name
     group = parser.add_argument_group("cluster")
     _add_connection(group)
     group.add_argument("--no-follow", action="store_true", help="print the job's id and return")
@@ -60,6 +61,13 @@ def _add_submission(name: str, parser: argparse.ArgumentParser) -> None:
         "--shared-filesystem", action="store_true", help="local paths are the same files on every node of the cluster"
     )
     parser.set_defaults(verb=functools.partial(_submit, own), stage=name)
+
+
+def _kept(action: argparse.Action) -> argparse.Action:
+    """An option of the stage as it is: argparse takes the name from one when another of that name is added."""
+    kept = copy.copy(action)
+    kept.option_strings = list(action.option_strings)
+    return kept
 
 
 def _submit(own: Sequence[argparse.Action], options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from dtg_ray.stages.jobs.following import Screen, Unseen
 
 COMMANDS = [
     "connectomes s3://b/s --training-only --retry-failed --allow-failures 3",
-    "contrasts s3://b/s --quiet",
+    "contrasts s3://b/s --quiet --allow-unauthenticated --wait-for-nodes=2.5",
     "train s3://b/s --model unet --overwrite",
     "synthesize s3://b/s --keep-connectomes --json",
     "evaluate s3://b/s --model linear",
