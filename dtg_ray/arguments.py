@@ -73,8 +73,7 @@ def _add_stages(verbs: Any) -> None:  # argparse gives this object no public nam
         if name in ("predict", "run"):
             verb.add_argument(
                 "--scheduler",
-                default="threads",
-                help="of Dask: threads (default), ray, or tcp://HOST:PORT of a cluster",
+                help="of Dask: threads, ray (default on a cluster), or tcp://HOST:PORT of a cluster",
             )
         if name == "connectomes":
             verb.add_argument("--training-only", action="store_true", help="only of those whom models are trained on")

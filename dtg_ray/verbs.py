@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,10 @@ PARAMETERS = {"rest-task": "rest_task", "phenotypes": "tables"}
 def _options(options: argparse.Namespace) -> Options:
     from dtg_ray.stages.runtime import Options, check
 
-    given = vars(options)
+    given = dict(vars(options))
+    if "scheduler" in given and given["scheduler"] is None:
+        is_elsewhere = not options.inline and (options.address or os.environ.get("RAY_ADDRESS"))
+        given["scheduler"] = "ray" if is_elsewhere else "threads"
     chosen = Options(**{item.name: given[item.name] for item in fields(Options) if item.name in given})
     check(chosen)
     return chosen

@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         remove(session)
         return 0
     study, images = split(options.study), split(options.images)
+    if not study[1]:
+        sys.exit(
+            "--study: got a bucket alone, expected a prefix in it, such as s3://my-bucket/ukb: rights are of a prefix"
+        )
     account = session.client("sts").get_caller_identity()["Account"]
     values = {
         "REGION": options.region,
@@ -52,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     bucket(session, values)
     mine = Path(options.out)
     mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text(fill((HERE / "cluster.yaml").read_text(), values))
+    made = fill((HERE / "cluster.yaml").read_text(), values)
+    if mine.exists() and mine.read_text() != made:
+        mine.replace(mine.with_suffix(".yaml.before"))
+        print(f"{mine} is new: the one before, with what you changed in it, is {mine.name}.before")
+    mine.write_text(made)
     print(f"next: cluster/aws/build.sh {values['REGISTRY']} && ray up {mine}")
     return 0
 

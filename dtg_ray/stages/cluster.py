@@ -119,13 +119,20 @@ def _refuse_unprotected() -> None:
 
     address = ray.get_runtime_context().gcs_address
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if all(ipaddress.ip_address(host).is_loopback for host in hosts) or not lets_in(address):
+    if all(_is_loopback(host) for host in hosts) or not lets_in(address):
         return
     raise StudyError(
         f"got a Ray cluster at {address} that lets everybody in, expected one that asks for a token: "
         "whoever reaches it can read participants' data",
         hint="start all of its nodes with RAY_AUTH_MODE=token; --allow-unauthenticated where its network is closed",
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def lets_in(address: str) -> bool:
@@ -145,6 +152,11 @@ def lets_in(address: str) -> bool:
 def room(resources: Resources) -> int:
     """How many workers fit the nodes that are there now, were they idle."""
     return sum(_fitting(node, resources) for node in _nodes())
+
+
+def largest_node(memory: int) -> float:
+    """The most CPUs that a node has of those with so much memory."""
+    return max((node.get("CPU", 0) for node in _nodes() if node.get("memory", 0) >= memory), default=0)
 
 
 def _nodes() -> list[dict[str, float]]:

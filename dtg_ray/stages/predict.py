@@ -55,6 +55,8 @@ def run(study: Study, options: Options) -> pd.DataFrame:
     study = prepare(study, options)
     book = ledger.Ledger(study)
     todo = [name for name in study.config.feature_sets() if _show(book, name, options)]
+    for feature in () if options.dry_run else set(study.config.feature_sets()) - set(todo):
+        tiles_of(study, feature).remove()  # of a driver that was killed after its last receipt
     if todo and not options.dry_run:
         with watch.stage(study.uri, "predict"):
             _compute(book, todo, options)

@@ -186,7 +186,7 @@ def same_versions(told: Mapping[str, Mapping[str, Any]]) -> Finding:
     here, wrong = machine.versions(), []
     for where, one in told.items():
         there = one["versions"]
-        other = [f"{name} {there[name]}" for name in here if there.get(name) != here[name]]
+        other = [f"{name} {there[name]}" for name in here if _public(there.get(name, "none")) != _public(here[name])]
         if other:
             wrong.append(f"{where}: {', '.join(other)}")
     if wrong:
@@ -194,6 +194,11 @@ def same_versions(told: Mapping[str, Mapping[str, Any]]) -> Finding:
         advice = "the same image on all nodes as here, or `--working-dir .` for code that has just been changed"
         return Finding("same versions", FAIL, f"{shortened(wrong, '; ')}; here {expected}", advice)
     return Finding("same versions", OK, f"on every node and here; code {here[machine.PACKAGE]}")
+
+
+def _public(version: str) -> str:
+    """A version without what tells builds apart: torch has one with CUDA and one without."""
+    return version.split("+", maxsplit=1)[0]
 
 
 def clocks(told: Mapping[str, Mapping[str, Any]]) -> Finding:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtg_ray.stages import pipeline
-from dtg_ray.stages.cluster import shortage
+from dtg_ray.stages.cluster import room, shortage
 from dtg_ray.stages.doctor import cluster, machine, storage
 from dtg_ray.stages.doctor.findings import FAIL, HERE, OK, WARN, Finding, checked, failed, merged
 from dtg_ray.stages.runtime import Options, Resources, gigabytes
@@ -82,6 +82,9 @@ def fits(uri: str) -> Finding | None:
     if not Storage(uri).exists(CONFIG):
         return None
     owed = [plan for plan in plans(uri) if plan["pending"]]
+    if owed and not room(Resources(1)):
+        advice = "nothing, where an autoscaler starts them when a stage asks; look again then"
+        return Finding("fits", WARN, "no node offers a CPU yet", advice)
     waiting = sum(bool(plan["waiting"]) for plan in owed)
     needs = {plan["stage"]: Resources(plan["cpus"], plan["gpus"], plan["memory"]) for plan in owed}
     if too_large := [f"{stage}: {text}" for stage, needed in needs.items() if (text := shortage(needed))]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dtg_ray.errors import StudyError, UsageError
-from dtg_ray.stages.cluster import require_room, room, session
+from dtg_ray.stages.cluster import largest_node, require_room, room, session
 from dtg_ray.stages.prediction.size import machine_memory
 from dtg_ray.stages.runtime import Options, Resources, gigabytes
 
@@ -58,7 +58,10 @@ def scheduler(options: Options, needs: Resources, hint: str) -> Iterator[Schedul
         with session(options):
             from ray.util.dask import ray_dask_get
 
-            require_room([needs], options, hint)
+            require_room([replace(needs, cpus=1)], options, hint)
+            needs = replace(
+                needs, cpus=min(needs.cpus, largest_node(needs.memory))
+            )  # which may be smaller than this one
             places = room(needs)
             remote = {"num_cpus": needs.cpus, "memory": needs.memory, "max_retries": 3}
             yield Scheduler({"scheduler": ray_dask_get, "ray_remote_args": remote}, places)

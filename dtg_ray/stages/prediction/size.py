@@ -14,7 +14,7 @@ from dtg_ray.stages.runtime import gigabytes
 
 MANY = 1000
 """Subjects from which on the arithmetic of one feature set keeps all processors busy."""
-LIMIT = Path("/sys/fs/cgroup/memory.max")
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 IN_TILES = (
     "prediction.tiles: 4096 in study.yaml cuts the Gram matrix into tiles, of which a worker holds a few; with "
     "--scheduler ray all nodes of a cluster work on them"
@@ -59,10 +59,21 @@ def cpus(n: int) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine, or of the container it is."""
-    total = int(psutil.virtual_memory().total)
-    text = LIMIT.read_text().strip() if LIMIT.exists() else ""
-    return min(total, int(text)) if text.isdecimal() else total
+    """Bytes of this machine, or of what a container, a control group or SLURM gives of it to this process."""
+    limits = [int(psutil.virtual_memory().total)]
+    told = [path.read_text().strip() for path in _limits() if path.exists()]
+    limits += [int(text) for text in told if text.isdecimal()]
+    megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if megabytes.isdecimal() and int(megabytes):  # 0: all of the node
+        limits.append(int(megabytes) * 2**20)
+    return min(limits)
+
+
+def _limits() -> list[Path]:
+    """Where limits of this process's control group, and of those that it is in, would be."""
+    lines = OWN_GROUP.read_text().splitlines() if OWN_GROUP.exists() else []
+    group = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    return [GROUPS / folder / "memory.max" for folder in (group, *map(str, Path(group).parents))]
 
 
 def advice(config: PredictionConfig, needed: int) -> str:
