@@ -126,7 +126,8 @@ def test_the_network_policy_holds_for_every_pod_and_lets_in_the_cluster_and_the_
     (job,) = manifests("job", REGISTRY, "--", "run", "s3://bucket/study")
     for name, pod in pods(job).items():
         assert label.items() <= pod["metadata"]["labels"].items(), name
-    inside, operator = policy["ingress"]
+    inside, operator, figures = policy["ingress"]
+    assert figures["ports"] == [{"protocol": "TCP", "port": 8080}]
     assert inside == {"from": [{"podSelector": {"matchLabels": label}}]}
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
     assert operator["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
