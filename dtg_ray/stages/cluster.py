@@ -40,16 +40,16 @@ def session(options: Options) -> Iterator[None]:
         yield
         return
     address = address_of(options)
-    _set_environment(alone=not address)
-    import ray
+    _set_environment()
+    with _greeting_hidden(), contextlib.nullcontext() if address else _no_other_machines():
+        import ray
 
-    own: dict[str, Any] = {
-        "address": "local",  # without it Ray joins any cluster it finds on this machine
-        "num_cpus": options.cpus or len(os.sched_getaffinity(0)),
-        "object_store_memory": EMBEDDED_OBJECT_STORE,
-        "include_dashboard": False,
-    }
-    with _greeting_hidden():
+        own: dict[str, Any] = {
+            "address": "local",  # without it Ray joins any cluster it finds on this machine
+            "num_cpus": options.cpus or len(os.sched_getaffinity(0)),
+            "object_store_memory": EMBEDDED_OBJECT_STORE,
+            "include_dashboard": False,
+        }
         chosen = {"address": address} if address else own
         ray.init(**chosen, **logs.options_of_ray(), log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -64,6 +64,20 @@ def session(options: Options) -> Iterator[None]:
 def address_of(options: Options) -> str | None:
     """Of the cluster that was asked for, as Ray's own tools do it; none for a Ray of our own."""
     return options.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def _no_other_machines() -> Iterator[None]:
+    """Have the Ray that is started meanwhile listen on loopback alone, and nothing else that this process starts."""
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # so called after the systems where "0" is the default
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -85,19 +99,16 @@ def _is_running() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _set_environment(*, alone: bool) -> None:
+def _set_environment() -> None:
     """Set what Ray reads once, when it is imported.
 
-    A Ray of our own listens on loopback alone, and is protected by a token that only this user can read, unless one
-    is already set up.
+    A Ray of our own is protected by a token that only this user can read, unless one is already set up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # participants' data: nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves a core that is shared to all the others
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side reports harmless things as errors
-    if alone:  # Ray's switch for "no other machines", named after the systems where it is the default
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
         return
     folder = tempfile.mkdtemp(prefix="dtg_ray_")

@@ -1,0 +1,35 @@
+"""The Ray that a stage starts for itself: nobody else can reach it, and nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import ipaddress, json, os, psutil
+before = dict(os.environ)
+from dtg_ray.stages.cluster import session
+from dtg_ray.stages.runtime import Options
+with session(Options(cpus=1)):
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    places = [one.laddr for process in processes for one in process.net_connections("tcp") if one.status == "LISTEN"]
+    hosts = [ipaddress.ip_address(place.ip) for place in places]
+    open_ = sorted({str(host) for host in hosts if not (getattr(host, "ipv4_mapped", None) or host).is_loopback})
+print(json.dumps({"ports": len(places), "open": open_, "left": [name for name in os.environ if "CLUSTER" in name]}))
+"""
+
+
+def test_listens_on_loopback_alone_and_leaves_no_setting_for_others() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False, env=environment
+    )
+    assert not done.returncode, done.stderr
+    said = json.loads(done.stdout)
+    assert said["ports"] >= 6
+    assert said["open"] == []
+    assert said["left"] == []
