@@ -59,9 +59,8 @@ def scheduler(options: Options, needs: Resources, hint: str) -> Iterator[Schedul
             from ray.util.dask import ray_dask_get
 
             require_room([replace(needs, cpus=1)], options, hint)
-            needs = replace(
-                needs, cpus=min(needs.cpus, largest_node(needs.memory))
-            )  # which may be smaller than this one
+            cpus = min(needs.cpus, largest_node(needs.memory))  # nodes may be smaller than the machine of the driver
+            needs = replace(needs, cpus=cpus)
             places = room(needs)
             remote = {"num_cpus": needs.cpus, "memory": needs.memory, "max_retries": 3}
             yield Scheduler({"scheduler": ray_dask_get, "ray_remote_args": remote}, places)
