@@ -282,7 +282,7 @@ class TestRay:
         for name in ("same versions", "clocks of nodes", "token", "same place", "packages"):
             assert checks[name]["state"] == OK, checks[name]
         assert checks["GPU"]["state"] == FAIL
-        assert "got 0 GPUs of torch, expected 1; a torch without CUDA" in checks["GPU"]["found"]
+        assert "got 0 GPUs of torch, expected 1; a torch " in checks["GPU"]["found"]  # with CUDA or without
         assert checks["fits"]["state"] == FAIL
         assert "connectomes: got nodes of" in checks["fits"]["found"]
         assert "memory" in checks["fits"]["found"]
