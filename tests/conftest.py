@@ -135,5 +135,10 @@ def pytest_configure(config: pytest.Config) -> None:
     token = Path(folder) / "token"
     token.touch(mode=0o600)
     token.write_text("t" * 32)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
-    os.environ.update({"RAY_worker_niceness": "0"})  # other tests share the cores
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",  # other tests share the cores
+        RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",  # nobody needs what a head still has to do when a test is over
+    )

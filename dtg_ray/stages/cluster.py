@@ -24,6 +24,8 @@ from dtg_ray.stages.telemetry import logs, watch
 
 EMBEDDED_OBJECT_STORE = 256 * 2**20
 """Only small tables travel through the object store; arrays go from a worker straight to the study."""
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:0"}
+"""What a Ray of our own is told. The first is called after the systems where "0" is the default."""
 SMALLER = "use larger nodes, smaller blocks (cohort.block_size) or a coarser grid"
 
 
@@ -41,7 +43,7 @@ def session(options: Options) -> Iterator[None]:
         return
     address = address_of(options)
     _set_environment()
-    with _greeting_hidden(), contextlib.nullcontext() if address else _no_other_machines():
+    with _greeting_hidden(), contextlib.nullcontext() if address else _alone():
         import ray
 
         own: dict[str, Any] = {
@@ -67,17 +69,21 @@ def address_of(options: Options) -> str | None:
 
 
 @contextlib.contextmanager
-def _no_other_machines() -> Iterator[None]:
-    """Have the Ray that is started meanwhile listen on loopback alone, and nothing else that this process starts."""
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # so called after the systems where "0" is the default
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "0"
+def _alone() -> Iterator[None]:
+    """Have the Ray that is started meanwhile, and nothing else that this process starts, keep to itself.
+
+    It listens on loopback alone. It has no dashboard, and whoever asks for one is refused at once: Ray Train would
+    look for it for 12 s when a training is over, or ask that of another cluster.
+    """
+    before = {name: os.environ.pop(name, None) for name in ALONE}
+    os.environ.update(ALONE)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Every stage as a job on a real Ray cluster that is protected by a token."""
+"""Stages as jobs on a real Ray cluster that is protected by a token."""
 
 from __future__ import annotations
 
@@ -39,17 +39,22 @@ def submit(address: str, *script: str) -> str:
     return done.stdout
 
 
-def test_every_stage_runs_as_a_job_and_gives_the_same_bytes(
+def test_a_whole_run_is_a_job_and_gives_the_same_bytes(
     cluster: str, tools: Tools, finished: Path, tmp_path: Path, arrays: Arrays
 ) -> None:
     root = tools.init(str(tmp_path / "study"))
-    for stage in ("connectomes", "contrasts", "train", "synthesize", "evaluate", "predict", "report"):
-        submit(cluster, f"jobs/{stage}.py", root)
+    submit(cluster, "jobs/run.py", root, "--keep-connectomes")
     assert (Study(root).status()["pending"] == 0).all()
     assert arrays(Path(root)) == arrays(finished)
     assert "nothing to do" in submit(cluster, "jobs/run.py", root)
     submit(cluster, "jobs/interpret.py", root, "--subjects", "2", "--steps", "2")
     assert (tmp_path / "study/interpretation/unet.parquet").exists()
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "jobs").glob("*.py")), ids=lambda script: script.stem)
+def test_a_script_is_of_the_stage_that_it_is_named_after(script: Path) -> None:
+    said = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"usage: dtg {script.stem.replace('_', '-')} ")
 
 
 def test_without_the_token_nobody_gets_in(cluster: str) -> None:

@@ -14,17 +14,19 @@ from dtg_ray.stages.cluster import session
 from dtg_ray.stages.runtime import Options
 with session(Options(cpus=1)):
     import ray
-    ray.get(ray.remote(lambda: 1).remote())
+    dashboard = ray.get(ray.remote(lambda: os.environ["RAY_API_SERVER_ADDRESS"]).remote())
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     places = [one.laddr for process in processes for one in process.net_connections("tcp") if one.status == "LISTEN"]
     hosts = [ipaddress.ip_address(place.ip) for place in places]
     open_ = sorted({str(host) for host in hosts if not (getattr(host, "ipv4_mapped", None) or host).is_loopback})
-print(json.dumps({"ports": len(places), "open": open_, "left": [name for name in os.environ if "CLUSTER" in name]}))
+left = [name for name, value in os.environ.items() if "CLUSTER" in name or value == dashboard]
+print(json.dumps({"ports": len(places), "open": open_, "dashboard": dashboard, "left": left}))
 """
 
 
 def test_listens_on_loopback_alone_and_leaves_no_setting_for_others() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_API_SERVER_ADDRESS"] = "http://another.cluster:8265"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False, env=environment
     )
@@ -33,3 +35,4 @@ def test_listens_on_loopback_alone_and_leaves_no_setting_for_others() -> None:
     assert said["ports"] >= 6
     assert said["open"] == []
     assert said["left"] == []
+    assert said["dashboard"] == "http://127.0.0.1:0", "nobody's"
