@@ -49,7 +49,9 @@ def test_gpu_nodes_come_when_maps_wait_for_them_and_go_while_connectomes_are_sti
             results = list(map_units(crews, units, options))
     assert sorted(result["unit"] for result in results) == sorted(units)
     assert len({result["node"] for result in results}) == 2
-    assert watch.counts() == [0, 1, 2, 1]
+    counts = watch.counts()
+    assert counts[0] == 0
+    assert 1 in counts[counts.index(2) :], "no idle node was given back while connectomes were still made"
 
 
 def test_a_node_that_is_taken_back_costs_its_blocks_and_another_one_comes(
